@@ -1,0 +1,134 @@
+"""The oracle: M3oE in eager PyTorch, computed the way the paper prints it. Slow on purpose, in any dtype.
+
+Every domain's star matrix, gates and towers run on every row and the row's own result is picked at the end;
+nothing is folded, batched or routed. `folded.py` holds the same network after the algebra the kernels use.
+
+Shapes (symbols of `config.py`): x [B, I], domain [B] in [0, D), logits [B, T], label [B, T] with NaN = not
+observed. Parameters come by name, stacked over what they repeat over, as `M3oE.state_dict()` has them:
+
+    star_weight [D, I, S]  star_bias [D, S]  star_shared_weight [I, S]  star_shared_bias [S]
+    star_out_weight [S, H] star_out_bias star_gain star_offset [H]
+    skip_weight [I, H]     skip_bias skip_gain skip_offset [H]
+    gate_weight [D, T, H, K]  gate_bias [D, T, K]
+    expert_weight.l [E, in, out]  expert_bias.l expert_gain.l expert_offset.l [E, out]
+    tower_weight [D, T, X, Y]  tower_bias tower_gain tower_offset head_weight [D, T, Y]  head_bias [D, T]
+    alpha_domain beta_domain alpha_task beta_task: logits, () or [D] / [T]
+
+`matmul` is a hook on every product of activations and weights: precisions that eager torch lacks are
+emulated by a hook that rounds or splits the operands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from m3oe_fast.config import M3oEConfig
+
+EPS = 1e-5
+MatMul = Callable[[Tensor, Tensor], Tensor]
+
+
+def layer_norm(z: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
+    """LayerNorm over the last axis of z [..., N]; gain and offset broadcast against it."""
+    return F.layer_norm(z, z.shape[-1:], eps=EPS) * gain + offset
+
+
+def representation(
+    p: Mapping[str, Tensor], config: M3oEConfig, x: Tensor, domain: Tensor, matmul: MatMul = torch.matmul
+) -> Tensor:
+    """r [B, H]: star layer of the row's own domain plus the skip layer (paper, section 2.2; eq. 1 and 2)."""
+    skip = matmul(x, p["skip_weight"]) + p["skip_bias"]
+    skip = torch.relu(layer_norm(skip, p["skip_gain"], p["skip_offset"]))
+    result = skip
+    for d in range(config.num_domains):
+        weight = p["star_weight"][d] * p["star_shared_weight"]
+        star = matmul(x, weight) + p["star_bias"][d] + p["star_shared_bias"]
+        term = matmul(star, p["star_out_weight"]) + p["star_out_bias"]
+        if config.star_activation == "norm_relu":
+            term = torch.relu(layer_norm(term, p["star_gain"], p["star_offset"]))
+        result = torch.where((domain == d)[:, None], skip + term, result)
+    return result
+
+
+def expert(p: Mapping[str, Tensor], config: M3oEConfig, r: Tensor, e: int, matmul: MatMul = torch.matmul) -> Tensor:
+    """z_e [B, X]: one expert, of any depth."""
+    z = r
+    for layer in range(len(config.expert_dims)):
+        z = matmul(z, p[f"expert_weight.{layer}"][e]) + p[f"expert_bias.{layer}"][e]
+        z = torch.relu(layer_norm(z, p[f"expert_gain.{layer}"][e], p[f"expert_offset.{layer}"][e]))
+    return z
+
+
+def balance(z: list[Tensor], own: int, beta: Tensor) -> Tensor:
+    """beta z_own + (1 - beta) / (N - 1) sum of the others (paper, eq. 5 and 6); N = 1: beta z_own."""
+    mixed = beta * z[own]
+    for other in range(len(z)):
+        if other != own:
+            mixed = mixed + (1 - beta) / (len(z) - 1) * z[other]
+    return mixed
+
+
+def fusion_weight(p: Mapping[str, Tensor], name: str, index: int) -> Tensor:
+    """sigmoid of a fusion logit; one scalar for all, or its own for each domain or task."""
+    logit = p[name]
+    return torch.sigmoid(logit if logit.ndim == 0 else logit[index])
+
+
+def forward(
+    p: Mapping[str, Tensor], config: M3oEConfig, x: Tensor, domain: Tensor, matmul: MatMul = torch.matmul
+) -> Tensor:
+    """Logits [B, T] of the row's own domain.
+
+    alpha_d goes with the domain part and alpha_t with the task part; the paper's eq. 7 prints them the other
+    way round, the published code pairs them by name.
+    """
+    num_domains, num_tasks, shared = config.num_domains, config.num_tasks, config.shared_experts
+    r = representation(p, config, x, domain, matmul)
+    z = [expert(p, config, r, e, matmul) for e in range(config.num_experts)]
+    z_shared, z_domain, z_task = z[:shared], z[shared : shared + num_domains], z[shared + num_domains :]
+    gate_input = r.detach() if config.gate_detach else r
+
+    logits = x.new_zeros(x.shape[0], num_tasks)
+    for d in range(num_domains):
+        domain_part = balance(z_domain, d, fusion_weight(p, "beta_domain", d))
+        for t in range(num_tasks):
+            task_part = balance(z_task, t, fusion_weight(p, "beta_task", t))
+            u = fusion_weight(p, "alpha_domain", d) * domain_part + fusion_weight(p, "alpha_task", t) * task_part
+            if shared:
+                gate = matmul(gate_input, p["gate_weight"][d, t]) + p["gate_bias"][d, t]
+                gate = torch.softmax(gate, dim=-1)
+                u = u + sum(gate[:, k : k + 1] * z_shared[k] for k in range(shared))
+            h = matmul(u, p["tower_weight"][d, t]) + p["tower_bias"][d, t]
+            h = torch.relu(layer_norm(h, p["tower_gain"][d, t], p["tower_offset"][d, t]))
+            logit = matmul(h, p["head_weight"][d, t][:, None])[:, 0] + p["head_bias"][d, t]
+            column = torch.where(domain == d, logit, logits[:, t])
+            logits = torch.cat([logits[:, :t], column[:, None], logits[:, t + 1 :]], dim=1)
+    return logits
+
+
+def pair_losses(
+    logits: Tensor, domain: Tensor, label: Tensor, num_domains: int, row_weight: Tensor | None = None
+) -> Tensor:
+    """Mean binary cross-entropy of every (domain, task) pair over its labelled rows (paper, eq. 12).
+
+    Args:
+        logits, label: [B, T]; a NaN label is not observed.
+        domain: int [B].
+        row_weight: optional [B]; weighs a row's loss, not the count it is divided by.
+
+    Returns:
+        [D, T]; a pair without a labelled row is 0, never NaN.
+    """
+    observed = ~torch.isnan(label)
+    bce = F.binary_cross_entropy_with_logits(logits, torch.where(observed, label, 0.0), reduction="none")
+    bce = torch.where(observed, bce, 0.0)
+    if row_weight is not None:
+        bce = bce * row_weight[:, None]
+    index = domain.long()
+    zeros = logits.new_zeros(num_domains, logits.shape[1])
+    count = zeros.index_add(0, index, observed.to(logits.dtype))
+    return zeros.index_add(0, index, bce) / count.clamp(min=1)
