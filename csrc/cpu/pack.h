@@ -1,0 +1,20 @@
+// Packs the weights for the GEMM kernels (see PackLayout): zero padding, column panels, centring in front of a
+// LayerNorm, transposed copies for the backward pass. O(parameters) per call.
+#pragma once
+
+#include <cstdint>
+
+#include "layout.h"
+#include "weights.h"
+
+namespace m3oe {
+
+// Independent pieces of packing work: the common block first, then one per domain.
+inline int64_t pack_jobs(const NetworkSize& size) { return size.depth + 1 + size.domains; }
+
+// Does job `job` of pack_jobs(). `mask` is the gate mask [D, T, G] or null.
+template <typename T>
+void pack_weights(int64_t job, const WeightPointers<const T*>& weights, const bool* mask, const Layout& layout,
+                  int64_t panel, bool backward, T* packed);
+
+}  // namespace m3oe
