@@ -1,0 +1,11 @@
+"""m3oe_fast: trains and serves M3oE (multi-domain multi-task mixture of experts) through its own kernels.
+
+    from m3oe_fast import M3oE, M3oEConfig
+"""
+
+from m3oe_fast import interop
+from m3oe_fast.config import M3oEConfig
+from m3oe_fast.model import M3oE
+
+__version__ = "0.1.0"
+__all__ = ["M3oE", "M3oEConfig", "__version__", "interop"]

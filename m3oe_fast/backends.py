@@ -1,0 +1,61 @@
+"""Which implementation runs: `auto | reference | cpu | triton | cuda`, decided once per (device, dtype).
+
+An explicit request that cannot be met raises with every reason; the automatic choice falls back to `reference` and warns
+once with the reasons.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+
+import torch
+
+from m3oe_fast import _extension
+from m3oe_fast.errors import BackendError, ConfigError
+
+NAMES = ("cpu", "triton", "cuda", "reference")
+PRECISIONS = ("fp32", "bf16x3", "tf32", "bf16")
+
+
+def reasons_against(name: str, device: torch.device, dtype: torch.dtype, precision: str = "fp32") -> list[str]:
+    """Why a backend cannot serve tensors of this device and dtype; empty if it can."""
+    reasons = []
+    if precision != "fp32":
+        reasons.append(f"precision {precision!r} is not built yet, only fp32")
+    if name in ("triton", "cuda"):
+        reasons.append("not built yet")
+    if name == "cpu":
+        if device.type != "cpu":
+            reasons.append(f"tensors are on {device.type}")
+        if dtype not in (torch.float32, torch.float64):
+            reasons.append(f"dtype {dtype} (float32, or float64 on the scalar path)")
+        reasons += _extension.reasons_missing()
+    return reasons
+
+
+@functools.cache
+def choose(requested: str, device: torch.device, dtype: torch.dtype, precision: str = "fp32") -> str:
+    """The backend that runs for this request.
+
+    Raises:
+        ConfigError: an unknown backend or precision name.
+        BackendError: an explicitly requested backend cannot run; the message lists every reason.
+    """
+    if requested not in ("auto", *NAMES):
+        raise ConfigError(f"backend must be one of auto, {', '.join(NAMES)}, got {requested!r}")
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if requested != "auto":
+        if reasons := reasons_against(requested, device, dtype, precision):
+            raise BackendError(f"backend {requested!r} cannot run here: {'; '.join(reasons)}")
+        return requested
+    refused = []
+    for name in NAMES:
+        reasons = reasons_against(name, device, dtype, precision)
+        if not reasons:
+            if name == "reference":
+                warnings.warn(f"m3oe_fast runs eager PyTorch ({'; '.join(refused)})", stacklevel=3)
+            return name
+        refused.append(f"{name}: {', '.join(reasons)}")
+    raise BackendError(f"no backend can run here: {'; '.join(refused)}")

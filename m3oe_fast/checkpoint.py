@@ -1,0 +1,81 @@
+"""One checkpoint file: written atomically, read without executing code.
+
+Keys: "format" (int), "config" (M3oEConfig as a dict), "weights" (state_dict), "encoder" (dict or None: vocabularies,
+scalers, domain map), "trainer" (dict or None: what a resumed run needs).
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from m3oe_fast.errors import CheckpointError
+
+FILE_NAME = "model.pt"
+FORMAT = 1
+_KEYS = {"format", "config", "weights", "encoder", "trainer"}
+
+
+def locate(path: str | os.PathLike[str]) -> Path:
+    """The checkpoint file behind a run folder (its best), a checkpoint folder, or the file itself.
+
+    Raises:
+        CheckpointError: nothing there.
+    """
+    path = Path(path)
+    candidates = [path, path / FILE_NAME, path / "checkpoints" / "best" / FILE_NAME]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise CheckpointError(
+        f"no checkpoint at {path}: expected {FILE_NAME}, a folder that holds it, or a run folder with checkpoints/best"
+    )
+
+
+def read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a checkpoint (see `locate` for what `path` may be).
+
+    Raises:
+        CheckpointError: missing, damaged, not ours, or written by a newer version.
+    """
+    file = locate(path)
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError, KeyError) as error:
+        reason = str(error).split("\n", 1)[0]
+        raise CheckpointError(f"{file} is damaged or not a checkpoint of m3oe_fast ({reason}); use another one") from error
+    if not isinstance(content, dict) or not set(content) >= _KEYS:
+        raise CheckpointError(f"{file} is not a checkpoint of m3oe_fast; for published checkpoints see m3oe_fast.interop")
+    if content["format"] != FORMAT:
+        raise CheckpointError(f"{file} has format {content['format']}, this version reads {FORMAT}; update m3oe_fast")
+    return content
+
+
+def write(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
+    """Write a checkpoint file; a reader sees the old file or the whole new one, also after a crash.
+
+    Raises:
+        CheckpointError: the folder cannot be written or the disk is full; the old file is untouched.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        temporary = Path(name)
+        with os.fdopen(handle, "wb") as stream:
+            torch.save({"format": FORMAT, **content}, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"cannot write {path}: {error}") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)

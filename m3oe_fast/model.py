@@ -1,0 +1,308 @@
+"""M3oE as an nn.Module: embeddings, the stacked parameters, the choice of backend, loss, prediction and files.
+
+Parameters are stacked over experts, domains and tasks (see `reference.py` for every shape), so the kernels take
+them as they are and a checkpoint does not depend on the backend.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from m3oe_fast import _extension, backends, checkpoint, folded, reference
+from m3oe_fast.config import M3oEConfig
+from m3oe_fast.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from m3oe_fast.data import Encoder
+
+FUSION_NAMES = ("alpha_domain", "alpha_task", "beta_domain", "beta_task")
+
+
+class M3oE(nn.Module):
+    """Multi-domain multi-task mixture of experts (M3oE, SIGIR 2024, arXiv 2404.18465).
+
+    Args:
+        config: sizes and switches.
+        backend: "auto", "cpu" (compiled), "reference" (eager PyTorch, the oracle).
+        precision: "fp32"; it wins over autocast.
+
+    Raises:
+        ConfigError: unknown backend or precision.
+        BackendError: the requested backend cannot run here; every reason is listed.
+    """
+
+    def __init__(self, config: M3oEConfig, backend: str = "auto", precision: str = "fp32") -> None:
+        super().__init__()
+        self.config = config
+        self.backend = backend
+        self.precision = precision
+        self.encoder: Encoder | None = None
+        self._make_parameters(config)
+        self.reset_parameters()
+        first_id = torch.tensor([0, *config.vocab_sizes[:-1]]).cumsum(0) if config.vocab_sizes else torch.empty(0)
+        self.register_buffer("_first_row", first_id.to(torch.int64), persistent=False)
+        self.register_buffer("_vocab", torch.tensor(config.vocab_sizes, dtype=torch.int64), persistent=False)
+        backends.choose(backend, self.embedding.device, self.embedding.dtype, precision)
+
+    def _make_parameters(self, c: M3oEConfig) -> None:
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape))
+
+        def normed(name: str, *shape: int) -> None:
+            for part in ("bias", "gain", "offset"):
+                self.register_parameter(f"{name}_{part}", parameter(*shape))
+
+        d, t, e = c.num_domains, c.num_tasks, c.num_experts
+        self.embedding = parameter(sum(c.vocab_sizes), c.embed_dim)
+        self.star_weight = parameter(d, c.input_dim, c.star_dim)
+        self.star_bias = parameter(d, c.star_dim)
+        self.star_shared_weight = parameter(c.input_dim, c.star_dim)
+        self.star_shared_bias = parameter(c.star_dim)
+        self.star_out_weight = parameter(c.star_dim, c.hidden_dim)
+        self.star_out_bias = parameter(c.hidden_dim)
+        self.star_gain = parameter(c.hidden_dim)
+        self.star_offset = parameter(c.hidden_dim)
+        self.skip_weight = parameter(c.input_dim, c.hidden_dim)
+        normed("skip", c.hidden_dim)
+        widths = [c.hidden_dim, *c.expert_dims]
+        layers = list(zip(widths[:-1], widths[1:], strict=True))
+        self.expert_weight = nn.ParameterList([parameter(e, i, o) for i, o in layers])
+        for part in ("bias", "gain", "offset"):
+            setattr(self, f"expert_{part}", nn.ParameterList([parameter(e, o) for _, o in layers]))
+        self.gate_weight = parameter(d, t, c.hidden_dim, c.shared_experts)
+        self.gate_bias = parameter(d, t, c.shared_experts)
+        self.tower_weight = parameter(d, t, c.expert_dim, c.tower_dim)
+        normed("tower", d, t, c.tower_dim)
+        self.head_weight = parameter(d, t, c.tower_dim)
+        self.head_bias = parameter(d, t)
+        for name in FUSION_NAMES:
+            count = d if name.endswith("domain") else t
+            self.register_parameter(name, parameter(*([count] if c.fusion == "per_index" else [])))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Published initialisation: embeddings N(0, 1e-4), star matrices Xavier-uniform with zero bias, every other
+        layer as torch.nn.Linear and torch.nn.LayerNorm, fusion logits `fusion_init`."""
+        c = self.config
+        nn.init.normal_(self.embedding, 0.0, 1e-4)
+        for weight in (self.star_shared_weight, *self.star_weight):
+            nn.init.xavier_uniform_(weight)
+        if c.init == "star":
+            nn.init.ones_(self.star_weight)
+        nn.init.zeros_(self.star_bias)
+        nn.init.zeros_(self.star_shared_bias)
+        linears = {"star_out": c.star_dim, "skip": c.input_dim, "gate": c.hidden_dim, "tower": c.expert_dim}
+        for name, fan_in in linears.items():
+            _uniform_linear(fan_in, getattr(self, f"{name}_weight"), getattr(self, f"{name}_bias"))
+        _uniform_linear(c.tower_dim, self.head_weight, self.head_bias)
+        for fan_in, weight, bias in zip(
+            [c.hidden_dim, *c.expert_dims[:-1]], self.expert_weight, self.expert_bias, strict=True
+        ):
+            _uniform_linear(fan_in, weight, bias)
+        for gain in (self.star_gain, self.skip_gain, self.tower_gain, *self.expert_gain):
+            nn.init.ones_(gain)
+        for offset in (self.star_offset, self.skip_offset, self.tower_offset, *self.expert_offset):
+            nn.init.zeros_(offset)
+        for name in FUSION_NAMES:
+            nn.init.constant_(getattr(self, name), c.fusion_init)
+
+    # What runs ----------------------------------------------------------------------------------------------------
+
+    @property
+    def backend_name(self) -> str:
+        """The backend that serves this model where it lies now."""
+        return backends.choose(self.backend, self.embedding.device, self.embedding.dtype, self.precision)
+
+    @property
+    def isa_name(self) -> str | None:
+        """Instruction set of the compiled CPU kernels, None on other backends."""
+        if self.backend_name != "cpu":
+            return None
+        return "scalar" if self.embedding.dtype == torch.float64 else _extension.load().cpu_isa()
+
+    def fusion_parameters(self) -> list[nn.Parameter]:
+        """The fusion logits: what the outer level of the bi-level optimisation trains."""
+        return [getattr(self, name) for name in FUSION_NAMES]
+
+    def network_parameters(self) -> list[nn.Parameter]:
+        """Every parameter but the fusion logits."""
+        return [p for name, p in self.named_parameters() if name not in FUSION_NAMES]
+
+    def fusion_values(self) -> dict[str, float | list[float]]:
+        """The fusion weights after the sigmoid, by name."""
+        return {name: torch.sigmoid(getattr(self, name)).tolist() for name in FUSION_NAMES}
+
+    # Computation --------------------------------------------------------------------------------------------------
+
+    def embed(self, ids: Tensor, dense: Tensor) -> Tensor:
+        """x [B, I]: the embeddings in field order, then the dense columns."""
+        if not self.config.vocab_sizes:
+            return dense
+        rows = F.embedding(ids + self._first_row, self.embedding).flatten(1)
+        return torch.cat([rows, dense], dim=1)
+
+    def forward(self, ids: Tensor, dense: Tensor, domain: Tensor) -> Tensor:
+        """Logits.
+
+        Args:
+            ids: int32 or int64 [B, F], each in [0, vocab_sizes[f]).
+            dense: float32 [B, C].
+            domain: int32 or int64 [B] in [0, D).
+
+        Returns:
+            float32 [B, T].
+
+        Raises:
+            ValueError, TypeError: a wrong shape, dtype or id; names the argument, row and field.
+        """
+        self._check_inputs(ids, dense, domain)
+        # The precision is the model's own, so autocast is off inside.
+        with torch.autocast(ids.device.type, enabled=False):
+            x = self.embed(ids, dense.to(self.embedding.dtype))
+            parameters = dict(self.named_parameters())
+            if self.backend_name == "reference":
+                return reference.forward(parameters, self.config, x, domain)
+            from m3oe_fast.ops import network
+
+            return network(
+                x,
+                domain,
+                folded.fold(parameters, self.config),
+                star_linear=self.config.star_activation == "linear",
+                gate_detach=self.config.gate_detach,
+            )
+
+    def loss(
+        self, ids: Tensor, dense: Tensor, domain: Tensor, label: Tensor, row_weight: Tensor | None = None
+    ) -> Tensor:
+        """Sum over (domain, task) of the mean binary cross-entropy over the pair's labelled rows (paper, eq. 12).
+
+        Args:
+            ids, dense, domain: as for `forward`.
+            label: float32 [B, T] in [0, 1]; NaN = not observed.
+            row_weight: optional float32 [B].
+
+        Returns:
+            A differentiable scalar; a pair without a labelled row adds nothing.
+        """
+        if label.shape != (ids.shape[0], self.config.num_tasks):
+            raise ValueError(f"label must be [B, T] = [{ids.shape[0]}, {self.config.num_tasks}], got {list(label.shape)}")
+        logits = self.forward(ids, dense, domain)
+        return reference.pair_losses(
+            logits, domain, label.to(logits.dtype), self.config.num_domains, row_weight
+        ).sum()
+
+    @torch.no_grad()
+    def predict(self, ids: Tensor, dense: Tensor, domain: Tensor) -> Tensor:
+        """Probabilities float32 [B, T], without gradients. Arguments as for `forward`."""
+        return torch.sigmoid(self.forward(ids, dense, domain))
+
+    def score(self, frame: pd.DataFrame) -> np.ndarray:
+        """Probabilities [rows, T] of raw log rows, through the vocabularies saved with the model.
+
+        Raises:
+            ConfigError: the model has no encoder (it was never trained on prepared data).
+            DataError: a column is missing or malformed.
+        """
+        if self.encoder is None:
+            raise ConfigError("this model holds no vocabularies; set model.encoder, or load a trained run")
+        batch = self.encoder.transform(frame)
+        device = self.embedding.device
+        return self.predict(batch.ids.to(device), batch.dense.to(device), batch.domain.to(device)).cpu().numpy()
+
+    def _check_inputs(self, ids: Tensor, dense: Tensor, domain: Tensor) -> None:
+        c = self.config
+        if ids.ndim != 2 or ids.shape[1] != len(c.vocab_sizes):
+            raise ValueError(f"ids must be [B, F] with F = {len(c.vocab_sizes)}, got {list(ids.shape)}")
+        if dense.shape != (ids.shape[0], c.num_dense):
+            raise ValueError(f"dense must be [B, C] = [{ids.shape[0]}, {c.num_dense}], got {list(dense.shape)}")
+        if domain.shape != ids.shape[:1]:
+            raise ValueError(f"domain must be [B] = [{ids.shape[0]}], got {list(domain.shape)}")
+        for name, tensor in (("ids", ids), ("domain", domain)):
+            if tensor.dtype not in (torch.int32, torch.int64):
+                raise TypeError(f"{name} must be int32 or int64, got {tensor.dtype}")
+        if not dense.dtype.is_floating_point:
+            raise TypeError(f"dense must be floating point, got {dense.dtype}")
+        # Reading values would break a traced graph and stall a GPU; the kernels guard memory by themselves.
+        if ids.device.type == "cpu" and not torch.compiler.is_compiling():
+            self._check_values(ids, domain)
+
+    def _check_values(self, ids: Tensor, domain: Tensor) -> None:
+        wrong = (ids < 0) | (ids >= self._vocab)
+        if wrong.any():
+            row, field = wrong.nonzero()[0].tolist()
+            raise ValueError(
+                f"ids[{row}, {field}] is {ids[row, field].item()}, field {field} has {self.config.vocab_sizes[field]} rows"
+            )
+        wrong = (domain < 0) | (domain >= self.config.num_domains)
+        if wrong.any():
+            row = wrong.nonzero()[0].item()
+            raise ValueError(f"domain[{row}] is {domain[row].item()}, the model has {self.config.num_domains} domains")
+
+    # Files --------------------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | os.PathLike[str], trainer_state: dict[str, Any] | None = None) -> None:
+        """Write `folder`/model.pt: weights, configuration, vocabularies; enough to score raw rows.
+
+        Raises:
+            CheckpointError: the folder cannot be written.
+        """
+        content = {
+            "config": self.config.to_dict(),
+            "weights": self.state_dict(),
+            "encoder": None if self.encoder is None else self.encoder.to_dict(),
+            "trainer": trainer_state,
+        }
+        checkpoint.write(Path(folder) / checkpoint.FILE_NAME, content)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], backend: str = "auto", precision: str = "fp32") -> M3oE:
+        """Read a model from a run folder (its best checkpoint), a checkpoint folder or a model.pt.
+
+        Raises:
+            CheckpointError: missing, damaged, or not a checkpoint of this package.
+        """
+        content = checkpoint.read(path)
+        try:
+            model = cls(M3oEConfig.from_dict(content["config"]), backend=backend, precision=precision)
+        except (ConfigError, TypeError) as error:
+            raise CheckpointError(f"{path} holds a configuration this version cannot read: {error}") from error
+        model.load_weights(content["weights"], source=str(path))
+        if content["encoder"] is not None:
+            from m3oe_fast.data import Encoder
+
+            model.encoder = Encoder.from_dict(content["encoder"])
+        return model
+
+    def load_weights(self, weights: dict[str, Tensor], source: str) -> None:
+        """Copy a state_dict into this model.
+
+        Raises:
+            CheckpointError: a name or shape differs; the message names the first one.
+        """
+        own = self.state_dict()
+        for name in sorted(set(own) ^ set(weights)):
+            where = "lacks" if name in own else "has an unknown"
+            raise CheckpointError(f"{source} {where} weight {name!r}: it belongs to another configuration")
+        for name, tensor in weights.items():
+            if tensor.shape != own[name].shape:
+                raise CheckpointError(
+                    f"{source}: weight {name!r} is {list(tensor.shape)}, this model needs {list(own[name].shape)}"
+                )
+        self.load_state_dict(weights)
+
+
+def _uniform_linear(fan_in: int, *tensors: Tensor) -> None:
+    bound = 1 / math.sqrt(fan_in)
+    for tensor in tensors:
+        nn.init.uniform_(tensor, -bound, bound)
