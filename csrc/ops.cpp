@@ -17,6 +17,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <chrono>
+#include <numeric>
 #include <thread>
 #include <vector>
 
@@ -33,7 +34,7 @@ STABLE_TORCH_LIBRARY(m3oe_fast, m) {
 
 namespace {
 
-// Peak of `threads` threads doing nothing but multiply-adds in registers, in GFLOP/s.
+// Peak of `threads` threads at once doing nothing but multiply-adds in registers, in GFLOP/s.
 double measure_fma_peak(int threads) {
   constexpr int64_t kIterations = 4'000'000;
   const m3oe::Isa& isa = m3oe::active_isa();
@@ -47,9 +48,7 @@ double measure_fma_peak(int threads) {
     }
   }
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-  int64_t total = 0;
-  for (int64_t f : flops) total += f;
-  return static_cast<double>(total) / seconds.count() * 1e-9;
+  return static_cast<double>(std::accumulate(flops.begin(), flops.end(), int64_t{0})) / seconds.count() * 1e-9;
 }
 
 }  // namespace

@@ -3,9 +3,12 @@
     from m3oe_fast import M3oE, M3oEConfig
 """
 
-from m3oe_fast import interop
+__version__ = "0.1.0"
+
+from m3oe_fast import _extension, interop
 from m3oe_fast.config import M3oEConfig
 from m3oe_fast.model import M3oE
 
-__version__ = "0.1.0"
+_extension.find_kernels()
+
 __all__ = ["M3oE", "M3oEConfig", "__version__", "interop"]

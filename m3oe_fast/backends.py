@@ -18,7 +18,9 @@ NAMES = ("cpu", "triton", "cuda", "reference")
 PRECISIONS = ("fp32", "bf16x3", "tf32", "bf16")
 
 
-def reasons_against(name: str, device: torch.device, dtype: torch.dtype, precision: str = "fp32") -> list[str]:
+def reasons_against(
+    name: str, device: torch.device, dtype: torch.dtype = torch.float32, precision: str = "fp32"
+) -> list[str]:
     """Why a backend cannot serve tensors of this device and dtype; empty if it can."""
     reasons = []
     if precision != "fp32":
@@ -50,6 +52,9 @@ def choose(requested: str, device: torch.device, dtype: torch.dtype, precision: 
         if reasons := reasons_against(requested, device, dtype, precision):
             raise BackendError(f"backend {requested!r} cannot run here: {'; '.join(reasons)}")
         return requested
+    if device.type == "cpu" and (missing := _extension.reasons_missing()):
+        # Not a reason to crawl along in eager PyTorch unasked: the installation is broken and the line says the cure.
+        raise BackendError(f"{missing[0]}; or ask for backend 'reference' (eager PyTorch, slow)")
     refused = []
     for name in NAMES:
         reasons = reasons_against(name, device, dtype, precision)

@@ -52,7 +52,15 @@ class M3oE(nn.Module):
         first_id = torch.tensor([0, *config.vocab_sizes[:-1]]).cumsum(0) if config.vocab_sizes else torch.empty(0)
         self.register_buffer("_first_row", first_id.to(torch.int64), persistent=False)
         self.register_buffer("_vocab", torch.tensor(config.vocab_sizes, dtype=torch.int64), persistent=False)
-        backends.choose(backend, self.embedding.device, self.embedding.dtype, precision)
+        self._served: tuple[torch.device, torch.dtype, str] | None = None
+        self._choose_backend()
+
+    def _choose_backend(self) -> str:
+        """Decided once per device and dtype: a traced graph then holds a comparison, not the decision."""
+        device, dtype = self.embedding.device, self.embedding.dtype
+        if self._served is None or self._served[:2] != (device, dtype):
+            self._served = (device, dtype, backends.choose(self.backend, device, dtype, self.precision))
+        return self._served[2]
 
     def _make_parameters(self, c: M3oEConfig) -> None:
         def parameter(*shape: int) -> nn.Parameter:
@@ -121,7 +129,7 @@ class M3oE(nn.Module):
     @property
     def backend_name(self) -> str:
         """The backend that serves this model where it lies now."""
-        return backends.choose(self.backend, self.embedding.device, self.embedding.dtype, self.precision)
+        return self._choose_backend()
 
     @property
     def isa_name(self) -> str | None:
@@ -166,21 +174,25 @@ class M3oE(nn.Module):
             ValueError, TypeError: a wrong shape, dtype or id; names the argument, row and field.
         """
         self._check_inputs(ids, dense, domain)
-        # The precision is the model's own, so autocast is off inside.
-        with torch.autocast(ids.device.type, enabled=False):
-            x = self.embed(ids, dense.to(self.embedding.dtype))
-            parameters = dict(self.named_parameters())
-            if self.backend_name == "reference":
-                return reference.forward(parameters, self.config, x, domain)
-            from m3oe_fast.ops import network
+        if torch.is_autocast_enabled(ids.device.type):  # the precision is the model's own
+            with torch.autocast(ids.device.type, enabled=False):
+                return self._logits(ids, dense, domain)
+        return self._logits(ids, dense, domain)
 
-            return network(
-                x,
-                domain,
-                folded.fold(parameters, self.config),
-                star_linear=self.config.star_activation == "linear",
-                gate_detach=self.config.gate_detach,
-            )
+    def _logits(self, ids: Tensor, dense: Tensor, domain: Tensor) -> Tensor:
+        x = self.embed(ids, dense.to(self.embedding.dtype))
+        parameters = dict(self.named_parameters())
+        if self.backend_name == "reference":
+            return reference.forward(parameters, self.config, x, domain)
+        from m3oe_fast.ops import network  # loads the compiled module, which backend "reference" does without
+
+        return network(
+            x,
+            domain,
+            folded.fold(parameters, self.config),
+            star_linear=self.config.star_activation == "linear",
+            gate_detach=self.config.gate_detach,
+        )
 
     def loss(
         self, ids: Tensor, dense: Tensor, domain: Tensor, label: Tensor, row_weight: Tensor | None = None

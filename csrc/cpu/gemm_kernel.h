@@ -90,7 +90,8 @@ inline void gemm(int64_t rows, int64_t k_count, int64_t n_pad, const typename S:
   }
 }
 
-// C[MR][NV] += sum over rows m of A[m][0..MR) x B[m][0..NV).
+// C[MR][NV] += sum over rows m of A[m][0..MR) x B[m][0..NV). The tile's sum starts from zero and is added at the end: a
+// chain through all rows of a batch would lose digits that sums of tile sums keep.
 template <class S, int MR, int NV>
 inline void gemm_tn_block(int64_t rows, const typename S::T* __restrict__ a, int64_t lda,
                           const typename S::T* __restrict__ b, int64_t ldb, typename S::T* __restrict__ c,
@@ -98,7 +99,7 @@ inline void gemm_tn_block(int64_t rows, const typename S::T* __restrict__ a, int
   using Reg = typename S::Reg;
   Reg acc[MR][NV];
   for (int i = 0; i < MR; ++i) {
-    for (int j = 0; j < NV; ++j) acc[i][j] = S::load(c + i * ldc + j * S::kLanes);
+    for (int j = 0; j < NV; ++j) acc[i][j] = S::zero();
   }
   for (int64_t m = 0; m < rows; ++m) {
     Reg bv[NV];
@@ -109,7 +110,10 @@ inline void gemm_tn_block(int64_t rows, const typename S::T* __restrict__ a, int
     }
   }
   for (int i = 0; i < MR; ++i) {
-    for (int j = 0; j < NV; ++j) S::store(c + i * ldc + j * S::kLanes, acc[i][j]);
+    for (int j = 0; j < NV; ++j) {
+      typename S::T* to = c + i * ldc + j * S::kLanes;
+      S::store(to, S::add(S::load(to), acc[i][j]));
+    }
   }
 }
 

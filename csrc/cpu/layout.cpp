@@ -175,6 +175,9 @@ void Layout::plan_tile(int64_t rows, bool backward) {
   tile.d_h = c.take(kept * s.ld_tower);
   tile.d_u = c.take(kept * s.ld_width);
   tile.d_coef = c.take(backward ? s.tasks * s.experts : 0);
+  int64_t sums = std::max({4 * s.tower_pad, s.tasks * s.experts, s.gates_pad, 6 * s.hidden_pad});
+  for (int64_t l = 0; l < s.depth; ++l) sums = std::max(sums, 3 * s.experts * s.layers[l].out_pad);
+  tile.d_sums = c.take(backward ? sums : 0);
   tile.d_gate = c.take(kept * s.ld_gate);
   for (int64_t& d_z : tile.d_z) d_z = c.take(kept * widest);
   tile.d_r = c.take(kept * s.ld_hidden);

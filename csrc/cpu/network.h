@@ -71,7 +71,7 @@ struct TileLayout {
   int64_t x, star_hat, star_rstd, skip_hat, skip_rstd, r;
   const LayerBuffers* layers;
   int64_t gate, coef, u, tower_hat, tower_rstd, h, logit;
-  int64_t d_logit, d_h, d_u, d_coef, d_gate, d_z[2], d_r, d_star, d_skip, d_x;
+  int64_t d_logit, d_h, d_u, d_coef, d_sums, d_gate, d_z[2], d_r, d_star, d_skip, d_x;
   int64_t size;
 };
 

@@ -281,16 +281,29 @@ struct BackwardTile : Tile<S> {
   T* common_grad;
   T* own_grad;
 
+  // Vector gradients are summed over the tile first, in this scratch memory, and added to the worker's at its end: sums
+  // of tile sums keep digits that one chain through all rows would lose.
+  T* open_sums(int64_t n) const {
+    T* sums = at(layout.d_sums);
+    for (int64_t j = 0; j < n; ++j) sums[j] = 0;
+    return sums;
+  }
+
+  static void add_sums(const T* sums, int64_t n, T* to) {
+    for (int64_t j = 0; j < n; ++j) to[j] += sums[j];
+  }
+
   // d_logit -> d_u, and the gradients of towers and heads.
   void towers() const {
     const NetworkSize& s = size;
     for (int64_t t = 0; t < s.tasks; ++t) {
-      T* vectors = own_grad + grad_layout.tower_vectors + t * 4 * s.tower_pad;
+      T* vectors = open_sums(4 * s.tower_pad);
       T* d_head = vectors + 3 * s.tower_pad;
+      T d_bias = 0;
       const T* head = Base::tower_vector(t, 3);
       for (int64_t i = 0; i < rows; ++i) {
         const T d_logit = at(layout.d_logit)[i * s.tasks + t];
-        own_grad[grad_layout.head_bias + t] += d_logit;
+        d_bias += d_logit;
         const auto d = S::set1(d_logit);
         const int64_t column = i * s.ld_tower + t * s.tower_pad;
         T* d_h = at(layout.d_h) + column;
@@ -303,6 +316,8 @@ struct BackwardTile : Tile<S> {
                                   s.tower_pad, Base::tower_vector(t, 1), Base::tower_vector(t, 2), vectors,
                                   vectors + s.tower_pad, vectors + 2 * s.tower_pad);
       }
+      own_grad[grad_layout.head_bias + t] += d_bias;
+      add_sums(vectors, 4 * s.tower_pad, own_grad + grad_layout.tower_vectors + t * 4 * s.tower_pad);
       const T* d_pre = at(layout.d_h) + t * s.tower_pad;
       gemm_tn<S>(rows, s.width, s.tower_pad, at(layout.u) + t * s.width_pad, s.ld_width, d_pre, s.ld_tower,
                  own_grad + grad_layout.tower_weight + t * s.width * s.tower_pad, s.tower_pad);
@@ -317,7 +332,7 @@ struct BackwardTile : Tile<S> {
     const NetworkSize& s = size;
     const LayerSize& last = s.layers[s.depth - 1];
     const int64_t pairs = s.tasks * s.experts;
-    T* d_table = own_grad + grad_layout.table;
+    T* d_table = open_sums(pairs);
     for (int64_t i = 0; i < rows; ++i) {
       const T* z = at(layout.layers[s.depth - 1].out) + i * last.ld;
       const T* coef = at(layout.coef) + i * pairs;
@@ -343,6 +358,7 @@ struct BackwardTile : Tile<S> {
       for (int64_t j = 0; j < pairs; ++j) d_table[j] += d_coef[j];
       softmax_backward(at(layout.gate) + i * s.ld_gate, d_coef, at(layout.d_gate) + i * s.ld_gate);
     }
+    add_sums(d_table, pairs, own_grad + grad_layout.table);
   }
 
   void softmax_backward(const T* gate, const T* d_coef, T* d_gate) const {
@@ -364,19 +380,22 @@ struct BackwardTile : Tile<S> {
       const LayerSize& layer = size.layers[l];
       const LayerOffsets& weights = pack_layout.layers[l];
       const LayerOffsets& grads = grad_layout.layers[l];
+      const int64_t columns = size.experts * layer.out_pad;
       T* d_z = at(layout.d_z[l & 1]);
+      T* sums = open_sums(3 * columns);
       for (int64_t i = 0; i < rows; ++i) {
         for (int64_t e = 0; e < size.experts; ++e) {
           const int64_t column = e * layer.out_pad;
           norm_relu_backward_row<S>(d_z + i * layer.ld + column, at(layout.layers[l].hat) + i * layer.ld + column,
                                     at(layout.layers[l].rstd)[i * size.experts + e], layer.out, layer.out_pad,
                                     common + weights.gain + column, common + weights.offset + column,
-                                    common_grad + grads.bias + column, common_grad + grads.gain + column,
-                                    common_grad + grads.offset + column);
+                                    sums + column, sums + columns + column, sums + 2 * columns + column);
         }
       }
+      add_sums(sums, columns, common_grad + grads.bias);
+      add_sums(sums + columns, columns, common_grad + grads.gain);
+      add_sums(sums + 2 * columns, columns, common_grad + grads.offset);
       if (l == 0) {
-        const int64_t columns = size.experts * layer.out_pad;
         gemm_tn<S>(rows, layer.in, columns, at(layout.r), size.ld_hidden, d_z, layer.ld, common_grad + grads.weight,
                    columns);
         gemm<S, Init::kZero>(rows, columns, size.hidden_pad, d_z, layer.ld, common + weights.weight_t,
@@ -407,10 +426,9 @@ struct BackwardTile : Tile<S> {
     const T* d_gate = at(layout.d_gate);
     gemm_tn<S>(rows, s.hidden, s.gates_pad, at(layout.r), s.ld_hidden, d_gate, s.ld_gate,
                own_grad + grad_layout.gate_weight, s.gates_pad);
-    T* d_bias = own_grad + grad_layout.gate_bias;
-    for (int64_t i = 0; i < rows; ++i) {
-      for (int64_t j = 0; j < s.gates_pad; ++j) d_bias[j] += d_gate[i * s.ld_gate + j];
-    }
+    T* d_bias = open_sums(s.gates_pad);
+    for (int64_t i = 0; i < rows; ++i) add_sums(d_gate + i * s.ld_gate, s.gates_pad, d_bias);
+    add_sums(d_bias, s.gates_pad, own_grad + grad_layout.gate_bias);
     if (!s.gate_detach) {
       gemm<S, Init::kAdd>(rows, s.tasks * s.gated, s.hidden_pad, d_gate, s.ld_gate, own + pack_layout.gate_weight_t,
                           at(layout.d_r), s.ld_hidden);
@@ -420,7 +438,8 @@ struct BackwardTile : Tile<S> {
   // d_r -> d_x; gradients of the star and skip layers.
   void representation(bool input_grad) const {
     const NetworkSize& s = size;
-    T* d_bias = own_grad + grad_layout.star_bias;
+    const int64_t n = s.hidden_pad;
+    T* sums = open_sums(6 * n);  // bias, gain, offset of the skip layer, then of the star layer
     for (int64_t i = 0; i < rows; ++i) {
       const T* d_r = at(layout.d_r) + i * s.ld_hidden;
       T* d_star = at(layout.d_star) + i * s.ld_hidden;
@@ -431,18 +450,21 @@ struct BackwardTile : Tile<S> {
       }
       norm_relu_backward_row<S>(d_skip, at(layout.skip_hat) + i * s.ld_hidden, at(layout.skip_rstd)[i], s.hidden,
                                 s.hidden_pad, common + pack_layout.skip_gain, common + pack_layout.skip_offset,
-                                common_grad + grad_layout.skip_bias, common_grad + grad_layout.skip_gain,
-                                common_grad + grad_layout.skip_offset);
+                                sums, sums + n, sums + 2 * n);
       if (s.star_linear) {
-        for (int64_t v = 0; v < s.hidden_pad; v += S::kLanes) {
-          S::store(d_bias + v, S::add(S::load(d_star + v), S::load(d_bias + v)));
-        }
+        add_sums(d_star, n, sums + 3 * n);
       } else {
         norm_relu_backward_row<S>(d_star, at(layout.star_hat) + i * s.ld_hidden, at(layout.star_rstd)[i], s.hidden,
                                   s.hidden_pad, common + pack_layout.star_gain, common + pack_layout.star_offset,
-                                  d_bias, common_grad + grad_layout.star_gain, common_grad + grad_layout.star_offset);
+                                  sums + 3 * n, sums + 4 * n, sums + 5 * n);
       }
     }
+    add_sums(sums, n, common_grad + grad_layout.skip_bias);
+    add_sums(sums + n, n, common_grad + grad_layout.skip_gain);
+    add_sums(sums + 2 * n, n, common_grad + grad_layout.skip_offset);
+    add_sums(sums + 3 * n, n, own_grad + grad_layout.star_bias);
+    add_sums(sums + 4 * n, n, common_grad + grad_layout.star_gain);
+    add_sums(sums + 5 * n, n, common_grad + grad_layout.star_offset);
     gemm_tn<S>(rows, s.inputs, s.hidden_pad, at(layout.x), s.ld_input, at(layout.d_star), s.ld_hidden,
                own_grad + grad_layout.star_weight, s.hidden_pad);
     gemm_tn<S>(rows, s.inputs, s.hidden_pad, at(layout.x), s.ld_input, at(layout.d_skip), s.ld_hidden,

@@ -1,0 +1,97 @@
+"""Checkpoint files: whole or not at all, and one line for every way in which one can be wrong."""
+
+import os
+
+import pytest
+import torch
+
+from m3oe_fast import M3oE, M3oEConfig, checkpoint
+from m3oe_fast.errors import CheckpointError
+
+CONFIG = M3oEConfig([5], 1, 2, 1, star_dim=4, hidden_dim=4, expert_dims=(4,), tower_dim=4)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    M3oE(CONFIG).save(tmp_path)
+    return tmp_path / "model.pt"
+
+
+def test_locates_run_folder_checkpoint_folder_and_file(tmp_path):
+    best = tmp_path / "checkpoints" / "best"
+    M3oE(CONFIG).save(best)
+    for path in (tmp_path, best, best / "model.pt"):
+        assert checkpoint.locate(path) == best / "model.pt"
+
+
+def test_missing(tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        M3oE.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100, -100])
+def test_truncated(saved, keep):
+    content = saved.read_bytes()
+    saved.write_bytes(content[:keep])
+    with pytest.raises(CheckpointError, match="damaged or not a checkpoint") as error:
+        M3oE.load(saved)
+    assert "\n" not in str(error.value) and str(saved) in str(error.value)
+
+
+def test_text_file(saved):
+    saved.write_text("hello")
+    with pytest.raises(CheckpointError, match="damaged or not a checkpoint"):
+        M3oE.load(saved)
+
+
+def test_foreign_content(saved):
+    torch.save({"state_dict": {}}, saved)
+    with pytest.raises(CheckpointError, match=r"m3oe_fast\.interop"):
+        M3oE.load(saved)
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.system, ("touch executed",)
+
+
+def test_code_in_a_checkpoint_is_not_run(saved, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"format": 1, "config": Hostile()}, saved)
+    with pytest.raises(CheckpointError):
+        M3oE.load(saved)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_newer_format(saved):
+    content = torch.load(saved, weights_only=True)
+    torch.save({**content, "format": 99}, saved)
+    with pytest.raises(CheckpointError, match="format 99"):
+        M3oE.load(saved)
+
+
+def test_unknown_configuration_field(saved):
+    content = torch.load(saved, weights_only=True)
+    content["config"]["attention_heads"] = 8
+    torch.save(content, saved)
+    with pytest.raises(CheckpointError, match="attention_heads"):
+        M3oE.load(saved)
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_scrap(saved, monkeypatch):
+    before = saved.read_bytes()
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(CheckpointError, match="No space left"):
+        checkpoint.write(saved, {})
+    assert saved.read_bytes() == before
+    assert [p.name for p in saved.parent.iterdir()] == ["model.pt"]
+
+
+def test_a_file_where_the_folder_should_be(tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(CheckpointError, match="cannot write"):
+        M3oE(CONFIG).save(tmp_path / "taken")

@@ -1,0 +1,259 @@
+"""M3oE: both backends agree, inputs are checked by name, training and files work, compile and export do too."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from m3oe_fast import M3oE, M3oEConfig, reference
+from m3oe_fast.errors import BackendError, CheckpointError, ConfigError
+from tests.tolerance import FORWARD, GRADIENT, assert_close_to_oracle
+
+CONFIG = M3oEConfig([50, 30, 4], 2, 3, 2, shared_experts=4, embed_dim=8, star_dim=32, hidden_dim=48, expert_dims=(24,), tower_dim=16)
+SWITCHED = M3oEConfig(
+    [7], 0, 5, 3, shared_experts=1, star_dim=16, hidden_dim=17, expert_dims=(9, 33), star_activation="linear",
+    gate_detach=False, fusion="per_index",
+)  # fmt: skip
+
+
+def batch(config: M3oEConfig, rows: int = 200, seed: int = 0):
+    g = torch.Generator().manual_seed(seed)
+    ids = torch.stack([torch.randint(v, (rows,), generator=g) for v in config.vocab_sizes], dim=1)
+    dense = torch.randn(rows, config.num_dense, generator=g)
+    domain = torch.randint(config.num_domains, (rows,), generator=g)
+    label = torch.randint(2, (rows, config.num_tasks), generator=g).float()
+    label[torch.rand(label.shape, generator=g) < 0.2] = float("nan")
+    return ids, dense, domain, label
+
+
+def make(config: M3oEConfig = CONFIG, backend: str = "cpu") -> M3oE:
+    torch.manual_seed(0)
+    model = M3oE(config, backend=backend)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    return model
+
+
+@pytest.mark.parametrize("config", [CONFIG, SWITCHED], ids=["default", "switched"])
+def test_loss_and_every_gradient_against_the_oracle(config):
+    ours = make(config)
+    eager, oracle = copy.deepcopy(ours), copy.deepcopy(ours).double()
+    for m in (eager, oracle):
+        m.backend, m._served = "reference", None
+    ids, dense, domain, label = batch(config)
+    losses = [m.loss(ids, dense, domain, label) for m in (ours, eager, oracle)]
+    assert_close_to_oracle(*losses, FORWARD, "loss")
+    for loss in losses:
+        loss.backward()
+    for (name, a), b, c in zip(ours.named_parameters(), eager.parameters(), oracle.parameters(), strict=True):
+        if c.grad is None:  # a linear star term has no LayerNorm, a single shared expert no choice
+            assert name in ("star_gain", "star_offset") and not a.grad.any()
+        else:
+            assert_close_to_oracle(a.grad, b.grad, c.grad, GRADIENT, name)
+
+
+def test_default_backend_on_a_cpu_is_the_compiled_one():
+    model = M3oE(CONFIG)
+    assert model.backend_name == "cpu"
+    assert model.isa_name in ("avx512", "avx2", "scalar")
+    assert model.double().isa_name == "scalar"
+
+
+def test_published_initialisation():
+    torch.manual_seed(0)
+    model = M3oE(M3oEConfig([1000], 1, 2, 2))
+    assert model.embedding.std().item() == pytest.approx(1e-4, rel=0.05)
+    assert not model.star_bias.any() and (model.star_gain == 1).all()
+    bound = (6 / (17 + 512)) ** 0.5
+    assert bound * 0.99 < model.star_weight.abs().max().item() <= bound
+    assert model.skip_bias.abs().max().item() <= 17**-0.5
+    assert model.fusion_values()["beta_task"] == pytest.approx(0.7311, abs=1e-4)
+    assert (M3oE(M3oEConfig([9], 1, 2, 2, init="star")).star_weight == 1).all()
+
+
+def test_fusion_and_network_parameters_are_disjoint_and_complete():
+    model = M3oE(CONFIG)
+    fusion, network = model.fusion_parameters(), model.network_parameters()
+    assert {id(p) for p in fusion} | {id(p) for p in network} == {id(p) for p in model.parameters()}
+    assert len(fusion) + len(network) == len(list(model.parameters())) and len(fusion) == 4
+
+
+@pytest.mark.parametrize("ids_type", [torch.int32, torch.int64])
+def test_narrow_and_wide_ids(ids_type):
+    model = make()
+    ids, dense, domain, _ = batch(CONFIG)
+    expected = model.predict(ids, dense, domain)
+    assert torch.equal(model.predict(ids.to(ids_type), dense, domain.to(ids_type)), expected)
+    assert expected.dtype == torch.float32 and not expected.requires_grad
+    assert ((expected > 0) & (expected < 1)).all()
+
+
+def test_every_id_is_a_real_row_and_fields_do_not_mix():
+    model = make()
+    ids, dense, domain, _ = batch(CONFIG, rows=1)
+    x = model.embed(ids, dense)
+    first = [0, 50, 80]
+    expected = [model.embedding[first[f] + ids[0, f]] for f in range(3)]
+    assert torch.equal(x[0], torch.cat([*expected, dense[0]]))
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_tiny_batches(rows):
+    model = make()
+    ids, dense, domain, label = batch(CONFIG, rows)
+    assert model(ids, dense, domain).shape == (rows, 2)
+    loss = model.loss(ids, dense, domain, label)
+    loss.backward()
+    assert torch.isfinite(loss) and all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_all_labels_missing_gives_zero_loss_and_zero_gradients():
+    model = make()
+    ids, dense, domain, label = batch(CONFIG)
+    loss = model.loss(ids, dense, domain, torch.full_like(label, float("nan")))
+    loss.backward()
+    assert loss.item() == 0 and not any(p.grad.any() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda b: (b[0][:, :2], *b[1:]), ValueError, r"ids must be \[B, F\] with F = 3"),
+        (lambda b: (b[0], b[1][:, :1], *b[2:]), ValueError, "dense must be"),
+        (lambda b: (b[0], b[1], b[2][:-1], b[3]), ValueError, "domain must be"),
+        (lambda b: (b[0].float(), *b[1:]), TypeError, "ids must be int32"),
+        (lambda b: (b[0], b[1].long(), *b[2:]), TypeError, "dense must be floating"),
+        (lambda b: (*b[:3], b[3][:, :1]), ValueError, "label must be"),
+        (lambda b: (b[0] + 50, *b[1:]), ValueError, r"ids\[0, 0\] is \d+, field 0 has 50 rows"),
+        (lambda b: (*b[:2], b[2] - 1, b[3]), ValueError, r"domain\[\d+\] is -1, the model has 3 domains"),
+    ],
+)
+def test_wrong_inputs_are_named(change, error, message):
+    with pytest.raises(error, match=message):
+        make().loss(*change(batch(CONFIG)))
+
+
+def test_an_id_past_its_field_does_not_read_the_next_field():
+    ids, dense, domain, _ = batch(CONFIG)
+    ids[17, 1] = 30
+    with pytest.raises(ValueError, match=r"ids\[17, 1\] is 30, field 1 has 30 rows"):
+        make()(ids, dense, domain)
+
+
+@pytest.mark.parametrize("optimizer", ["Adam", "AdamW", "SGD", "Adagrad"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_prediction_follows_every_optimizer_step(optimizer, fused):
+    model, twin = make(), make(backend="reference")
+    ids, dense, domain, label = batch(CONFIG)
+    optimizers = [getattr(torch.optim, optimizer)(m.parameters(), lr=0.05, fused=fused) for m in (model, twin)]
+    before = model.predict(ids, dense, domain)
+    for m, o in zip((model, twin), optimizers, strict=True):
+        m.loss(ids, dense, domain, label).backward()
+        o.step()
+    after = model.predict(ids, dense, domain)
+    assert not torch.allclose(before, after, atol=1e-3)
+    torch.testing.assert_close(after, twin.predict(ids, dense, domain), rtol=0, atol=2e-3)
+    with torch.no_grad():
+        model.head_bias.data.add_(1.0)
+    assert not torch.allclose(model.predict(ids, dense, domain), after, atol=1e-2)
+
+
+def test_training_with_both_backends_walks_together():
+    ours, theirs = make(), make(backend="reference")
+    ids, dense, domain, label = batch(CONFIG, rows=400)
+    curves = []
+    for model in (ours, theirs):
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, fused=True)
+        curve = []
+        for _ in range(20):
+            optimizer.zero_grad()
+            loss = model.loss(ids, dense, domain, label)
+            loss.backward()
+            optimizer.step()
+            curve.append(loss.item())
+        curves.append(curve)
+    assert curves[0][-1] < 0.7 * curves[0][0]
+    assert curves[0] == pytest.approx(curves[1], rel=2e-3)
+
+
+def test_autocast_does_not_change_the_precision():
+    model = make()
+    ids, dense, domain, label = batch(CONFIG)
+    expected = model(ids, dense, domain)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = model(ids, dense, domain)
+        model.loss(ids, dense, domain, label).backward()
+    assert logits.dtype == torch.float32 and torch.equal(logits, expected)
+
+
+def test_compiles_as_one_graph_and_exports():
+    model = make()
+    ids, dense, domain, _ = batch(CONFIG)
+    expected = model(ids, dense, domain)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(ids, dense, domain), expected)
+    with torch.no_grad():
+        program = torch.export.export(
+            model, (ids, dense, domain), dynamic_shapes=[{0: torch.export.Dim("rows", min=2)}] * 3
+        )
+    assert "m3oe_fast.network_fwd" in str(program.graph)
+    other = batch(CONFIG, rows=33, seed=1)[:3]
+    torch.testing.assert_close(program.module()(*other), model(*other))
+
+
+def test_save_and_load(tmp_path):
+    model = make()
+    model.save(tmp_path / "run", trainer_state={"epoch": 3})
+    loaded = M3oE.load(tmp_path / "run")
+    inputs = batch(CONFIG)[:3]
+    assert torch.equal(loaded.predict(*inputs), model.predict(*inputs))
+    assert loaded.config == CONFIG
+    reference_backend = M3oE.load(tmp_path / "run" / "model.pt", backend="reference")
+    assert reference_backend.backend_name == "reference"
+
+
+def test_weights_of_another_configuration_are_refused_by_name():
+    other = M3oE(M3oEConfig([50, 30, 4], 2, 3, 2, embed_dim=8, star_dim=32, hidden_dim=48, expert_dims=(25,), tower_dim=16))
+    with pytest.raises(CheckpointError, match=r"expert_(bias|gain|offset|weight)|tower_weight"):
+        make().load_weights(other.state_dict(), source="other")
+    deeper = M3oE(M3oEConfig([50, 30, 4], 2, 3, 2, embed_dim=8, expert_dims=(24, 24)))
+    with pytest.raises(CheckpointError, match=r"unknown weight 'expert_bias.1'"):
+        make().load_weights(deeper.state_dict(), source="deeper")
+
+
+def test_copies_and_pickles_are_independent():
+    model = make()
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        twin.head_bias.add_(1)
+    inputs = batch(CONFIG)[:3]
+    assert not torch.equal(model.predict(*inputs), twin.predict(*inputs))
+
+
+def test_backend_requests():
+    with pytest.raises(ConfigError, match="backend must be one of"):
+        M3oE(CONFIG, backend="gpu")
+    with pytest.raises(ConfigError, match="precision must be one of"):
+        M3oE(CONFIG, precision="fp8")
+    with pytest.raises(BackendError, match=r"'triton' cannot run here: not built yet"):
+        M3oE(CONFIG, backend="triton")
+    with pytest.raises(BackendError, match=r"precision 'bf16' is not built yet"):
+        M3oE(CONFIG, precision="bf16", backend="cpu")
+
+
+def test_other_dtypes_fall_back_with_a_warning_that_says_why():
+    from m3oe_fast import backends
+
+    backends.choose.cache_clear()
+    with pytest.warns(UserWarning, match="dtype torch.bfloat16"):
+        assert make(backend="auto").bfloat16().backend_name == "reference"
+
+
+def test_reference_backend_is_the_oracle():
+    model = make(backend="reference")
+    ids, dense, domain, _ = batch(CONFIG)
+    expected = reference.forward(dict(model.named_parameters()), CONFIG, model.embed(ids, dense), domain)
+    assert torch.equal(model(ids, dense, domain), expected)

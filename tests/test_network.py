@@ -1,0 +1,290 @@
+"""The compiled network op against the float64 oracle: values, every gradient, ugly shapes, hostile inputs."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+
+import pytest
+import torch
+
+from m3oe_fast import folded
+from m3oe_fast.folded import NetworkWeights
+from m3oe_fast.ops import network
+from tests.cases import Case, cast, make_inputs, make_weights, names
+from tests.tolerance import FORWARD, GRADIENT, assert_close_to_oracle
+
+PUBLISHED = Case(rows=1000, inputs=113, hidden=256, widths=(64,), tower=64)
+UGLY = [
+    PUBLISHED,
+    dataclasses.replace(PUBLISHED, rows=7),
+    Case(rows=1),
+    Case(rows=0),
+    Case(rows=7, domains=10, tasks=4, shared=8),
+    Case(rows=1000, inputs=1, hidden=17, widths=(17,), tower=17, domains=1, tasks=1, shared=0),
+    Case(rows=1000, inputs=17, hidden=113, widths=(113,), tower=113, domains=2, tasks=3, shared=1),
+    Case(rows=200, inputs=200, hidden=200, widths=(200,), tower=200, domains=5, tasks=2, shared=8),
+    Case(rows=1000, inputs=64, hidden=64, widths=(64, 17), tower=113, domains=10, tasks=1, shared=3),
+    Case(rows=300, inputs=113, hidden=64, widths=(17, 113, 64), tower=17, domains=4, tasks=4, shared=5),
+    Case(rows=100, inputs=7, hidden=1, widths=(1,), tower=1, domains=2, tasks=2, shared=2),
+    Case(rows=100, inputs=5, hidden=16, widths=(1, 17, 1), tower=17, domains=3, tasks=2, shared=2),
+    Case(rows=500, empty_domain=True),
+    Case(rows=500, star_linear=True),
+    Case(rows=500, gate_detach=False),
+    Case(rows=500, gate_detach=False, star_linear=True, domains=1, tasks=1),
+    Case(rows=500, masked=True, gate_detach=False),
+    Case(rows=500, inputs=32, representation=False, gate_detach=False),
+    Case(rows=500, inputs=17, representation=False, widths=(17, 33)),
+    Case(rows=97, shared=0, tasks=3),
+]
+
+
+def run(function, case: Case, weights: NetworkWeights, x, domain, grad, mask):
+    """Logits, then the gradients of x and of every weight."""
+    logits = function(x, domain, weights, gate_mask=mask, **case.switches)
+    wanted = [x, *weights.flat()]
+    grads = torch.autograd.grad(logits, wanted, grad, allow_unused=True)
+    return logits.detach(), [torch.zeros_like(w) if g is None else g for g, w in zip(grads, wanted, strict=True)]
+
+
+def three_ways(case: Case, dtype=torch.float32):
+    """(ours, eager in `dtype`, eager in float64), each (logits, gradients), from the same rounded numbers."""
+    weights = make_weights(case, dtype)
+    x, domain, grad, mask = make_inputs(case, dtype)
+    ours = run(network, case, weights, x, domain, grad, mask)
+    eager = run(folded.routed, case, weights, x, domain, grad, mask)
+    exact = x.detach().double().requires_grad_()
+    oracle = run(folded.routed, case, cast(weights, torch.float64), exact, domain, grad.double(), mask)
+    return ours, eager, oracle, ["x", *names(weights)]
+
+
+@pytest.mark.parametrize("case", UGLY, ids=str)
+def test_values_and_gradients_against_the_oracle(case):
+    ours, eager, oracle, labels = three_ways(case)
+    assert_close_to_oracle(ours[0], eager[0], oracle[0], FORWARD, "logits")
+    for label, *grads in zip(labels, ours[1], eager[1], oracle[1], strict=True):
+        assert_close_to_oracle(*grads, GRADIENT, f"gradient of {label}")
+
+
+@pytest.mark.parametrize("case", UGLY, ids=str)
+def test_scalar_double_path_against_the_oracle(case):
+    ours, _, oracle, labels = three_ways(case, torch.float64)
+    for label, mine, theirs in zip(["logits", *labels], [ours[0], *ours[1]], [oracle[0], *oracle[1]], strict=True):
+        scale = theirs.abs().max().item() if theirs.numel() else 0.0
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-9 * scale + 1e-12, msg=lambda m, n=label: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("star_linear", [False, True])
+def test_gradcheck_in_double(star_linear):
+    case = Case(rows=9, inputs=5, hidden=6, widths=(7, 5), tower=4, shared=2, star_linear=star_linear, gate_detach=False)
+    weights = make_weights(case)
+    x, domain, _, _ = make_inputs(case)
+
+    def logits(x, *flat):
+        return network(x, domain, NetworkWeights.unflat(flat), **case.switches)
+
+    assert torch.autograd.gradcheck(logits, (x, *weights.flat()), eps=1e-6, atol=1e-5, nondet_tol=0.0)
+
+
+def test_detached_gates_pass_nothing_to_the_representation():
+    case = Case(rows=50)
+    weights = make_weights(case)
+    x, domain, grad, _ = make_inputs(case)
+    attached = run(network, dataclasses.replace(case, gate_detach=False), weights, x, domain, grad, None)[1][0]
+    detached = run(network, case, weights, x, domain, grad, None)[1][0]
+    assert not torch.allclose(attached, detached)
+
+
+def test_float64_ids_are_refused_and_int32_ids_give_the_same_bits():
+    case = Case(rows=200)
+    weights = make_weights(case, torch.float32)
+    x, domain, _, _ = make_inputs(case, torch.float32)
+    assert torch.equal(network(x, domain.int(), weights), network(x, domain, weights))
+    with pytest.raises(TypeError, match="int32 or int64"):
+        network(x, domain.double(), weights)
+
+
+def test_non_contiguous_and_misaligned_inputs_give_the_same_bits():
+    case = Case(rows=100)
+    weights = make_weights(case, torch.float32)
+    x, domain, _, _ = make_inputs(case, torch.float32)
+    expected = network(x, domain, weights)
+    x = x.detach()
+    transposed = x.t().contiguous().t()
+    wide = torch.empty(100, 29)
+    wide[:, 3:16] = x
+    shifted = torch.empty(x.numel() + 1)[1:].view(x.shape).copy_(x)
+    every_other = torch.zeros(200, dtype=torch.int64)
+    every_other[::2] = domain
+    for strange in (transposed, wide[:, 3:16], shifted):
+        assert torch.equal(network(strange, every_other[::2], weights), expected)
+    strided = NetworkWeights.unflat([w.detach().mT.contiguous().mT if w.ndim > 1 else w for w in weights.flat()])
+    assert torch.equal(network(x, domain, strided), expected)
+
+
+def test_an_expanded_gradient_is_read_within_its_bounds():
+    case = Case(rows=100)
+    weights = make_weights(case)
+    x, domain, _, _ = make_inputs(case)
+    network(x, domain, weights).sum().backward()
+    expanded = x.grad.clone()
+    x.grad = None
+    network(x, domain, weights).backward(torch.ones(100, 2, dtype=torch.float64))
+    assert torch.equal(x.grad, expanded)
+
+
+def test_only_what_needs_a_gradient_gets_one():
+    case = Case(rows=30)
+    weights = cast(make_weights(case), torch.float32)
+    x, domain, _, _ = make_inputs(case, torch.float32)
+    weights.table.requires_grad_(False)
+    network(x.detach(), domain, weights).sum().backward()
+    assert x.grad is None and weights.table.grad is None and weights.head_bias.grad is not None
+    with torch.no_grad():
+        assert not network(x, domain, weights).requires_grad
+
+
+def test_second_derivatives_are_refused():
+    case = Case(rows=5)
+    weights = make_weights(case)
+    x, domain, _, _ = make_inputs(case)
+    (first,) = torch.autograd.grad(network(x, domain, weights).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+@pytest.mark.parametrize("bad", [-1, 3, 2**40])
+def test_a_domain_out_of_range_names_its_row(bad):
+    case = Case(rows=20)
+    weights = make_weights(case, torch.float32)
+    x, domain, _, _ = make_inputs(case, torch.float32)
+    domain[13] = bad
+    with pytest.raises(RuntimeError, match=rf"domain\[13\] is {bad}, the model has 3 domains"):
+        network(x, domain, weights)
+
+
+def test_a_row_with_nan_poisons_only_itself():
+    case = Case(rows=100, gate_detach=False)
+    weights = make_weights(case, torch.float32)
+    x, domain, _, _ = make_inputs(case, torch.float32)
+    expected = network(x, domain, weights).detach()
+    spoiled = x.detach().clone()
+    spoiled[41, 5] = float("nan")
+    logits = network(spoiled, domain, weights)
+    assert torch.isnan(logits[41]).all()
+    others = torch.arange(100) != 41
+    assert torch.equal(logits[others], expected[others])
+
+
+def test_an_infinite_input_does_not_pass_for_a_finite_result():
+    case = Case(rows=10)
+    weights = make_weights(case, torch.float32)
+    x, domain, _, _ = make_inputs(case, torch.float32)
+    spoiled = x.detach().clone()
+    spoiled[3, 0] = float("inf")
+    assert torch.isnan(network(spoiled, domain, weights)[3]).all()
+
+
+def test_extreme_gate_scores_neither_overflow_nor_vanish():
+    case = Case(rows=60)
+    weights = make_weights(case)
+    weights = weights._replace(gate_weight=(weights.gate_weight.detach() * 1e3).requires_grad_())
+    x, domain, grad, _ = make_inputs(case, torch.float32)
+    oracle = run(folded.routed, case, weights, x.detach().double().requires_grad_(), domain, grad.double(), None)
+    single = cast(weights, torch.float32)
+    ours, eager = (run(f, case, single, x, domain, grad, None) for f in (network, folded.routed))
+    assert_close_to_oracle(ours[0], eager[0], oracle[0], FORWARD, "logits")
+    for mine, theirs, exact in zip(ours[1], eager[1], oracle[1], strict=True):
+        assert_close_to_oracle(mine, theirs, exact, GRADIENT)
+
+
+def test_same_bits_every_time_and_the_same_values_for_any_number_of_threads():
+    ours = three_ways(PUBLISHED)[0]
+    again = three_ways(PUBLISHED)[0]
+    assert all(torch.equal(a, b) for a, b in zip([ours[0], *ours[1]], [again[0], *again[1]], strict=True))
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            other = three_ways(PUBLISHED)[0]
+            assert torch.equal(ours[0], other[0])
+            for a, b in zip(ours[1], other[1], strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * a.abs().max().item())
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_calls_from_several_python_threads_do_not_share_scratch_memory():
+    cases = [Case(rows=400), PUBLISHED, Case(rows=50, widths=(17, 9)), Case(rows=300, domains=7)]
+    expected = [three_ways(case)[0] for case in cases]
+    results: list = [None] * len(cases)
+
+    def work(i: int) -> None:
+        for _ in range(3):
+            results[i] = three_ways(cases[i])[0]
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(cases))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for mine, theirs in zip(results, expected, strict=True):
+        torch.testing.assert_close(mine[0], theirs[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("field", "shape"),
+    [("gate_bias", (3, 2, 5)), ("table", (3, 2, 8)), ("tower_weight", (3, 2, 16, 15)), ("skip_bias", (31,))],
+)
+def test_a_wrong_weight_shape_is_named(field, shape):
+    case = Case(rows=5)
+    weights = make_weights(case, torch.float32)
+    x, domain, _, _ = make_inputs(case, torch.float32)
+    with pytest.raises((ValueError, RuntimeError)) as error:
+        network(x, domain, weights._replace(**{field: torch.zeros(shape)}))
+    assert field in str(error.value) or "expert" in str(error.value)
+
+
+def test_the_raw_op_refuses_what_would_read_out_of_bounds():
+    case = Case(rows=5)
+    flat = make_weights(case, torch.float32).flat()
+    x, domain, grad, _ = make_inputs(case, torch.float32)
+    x = x.detach()
+    op = torch.ops.m3oe_fast.network_fwd
+    for bad in (flat[:-1], [*flat[:4], flat[4][1:], *flat[5:]], [flat[0].double(), *flat[1:]]):
+        with pytest.raises(RuntimeError):
+            op(x, domain, bad, None, False)
+    with pytest.raises(RuntimeError):
+        op(x, domain[:-1], flat, None, False)
+    with pytest.raises(RuntimeError):
+        torch.ops.m3oe_fast.network_bwd(grad[1:], x, domain, flat, None, False, True, True)
+
+
+@pytest.mark.parametrize("case", [Case(rows=20), Case(rows=0), Case(rows=9, masked=True)], ids=str)
+def test_opcheck(case):
+    weights = [w.detach() for w in make_weights(case, torch.float32).flat()]
+    x, domain, grad, mask = make_inputs(case, torch.float32)
+    x = x.detach()
+    torch.library.opcheck(torch.ops.m3oe_fast.network_fwd.default, (x, domain, weights, mask, False))
+    for input_grad in (True, False):
+        args = (grad, x, domain, weights, mask, False, True, input_grad)
+        torch.library.opcheck(torch.ops.m3oe_fast.network_bwd.default, args)
+
+
+def test_compiles_without_a_graph_break_and_trains_the_same():
+    case = Case(rows=64)
+    weights = make_weights(case, torch.float32)
+    x, domain, grad, _ = make_inputs(case, torch.float32)
+
+    def logits(x, domain, weights):
+        return network(x * 1.5, domain, weights)
+
+    compiled = torch.compile(logits, fullgraph=True, backend="aot_eager")
+    for function in (logits, compiled):
+        for tensor in (x, *weights.flat()):
+            tensor.grad = None
+        function(x, domain, weights).backward(grad)
+        if function is logits:
+            expected = [x.grad, *(w.grad for w in weights.flat())]
+    got = [x.grad, *(w.grad for w in weights.flat())]
+    assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
