@@ -25,8 +25,7 @@
 #include "cpu/workspace.h"
 
 STABLE_TORCH_LIBRARY(m3oe_fast, m) {
-  m.def(
-      "network_fwd(Tensor x, Tensor domain, Tensor[] weights, Tensor? gate_mask, bool star_linear) -> Tensor");
+  m.def("network_fwd(Tensor x, Tensor domain, Tensor[] weights, Tensor? gate_mask, bool star_linear) -> Tensor");
   m.def(
       "network_bwd(Tensor grad, Tensor x, Tensor domain, Tensor[] weights, Tensor? gate_mask, bool star_linear, "
       "bool gate_detach, bool input_grad) -> Tensor[]");
@@ -59,7 +58,8 @@ PYBIND11_MODULE(_C, m) {
   m.attr("compiler") = __VERSION__;
   m.def("cpu_isa", [] { return m3oe::active_isa().name; }, "Instruction set in use.");
   m.def("cpu_isas", &m3oe::supported_isas, "Instruction sets that can run here, best first.");
-  m.def("measure_fma_peak", &measure_fma_peak, pybind11::arg("threads"), pybind11::call_guard<pybind11::gil_scoped_release>(),
+  m.def("measure_fma_peak", &measure_fma_peak, pybind11::arg("threads"),
+        pybind11::call_guard<pybind11::gil_scoped_release>(),
         "Floating-point peak of the instruction set in use, GFLOP/s over all threads.");
   m.def("poison_workspace", &m3oe::poison_workspace, pybind11::arg("on"),
         "For tests: fill scratch memory with NaN before every call.");

@@ -17,8 +17,8 @@ struct PieceList {
     if (domain >= 0) from += g.common_size + domain * g.domain_size;
     if (columns == 0) return;
     for (int64_t first = 0; first < rows; first += kRows) {
-      pieces.push_back({domain, from + first * stride, std::min(kRows, rows - first), columns, stride,
-                        to + first * columns});
+      pieces.push_back(
+          {domain, from + first * stride, std::min(kRows, rows - first), columns, stride, to + first * columns});
     }
   }
 

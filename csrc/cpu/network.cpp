@@ -118,9 +118,8 @@ Call make_call(const Tensor& x, const Tensor& domain, const std::vector<Tensor>&
 
 Route make_route(const Call& call, int64_t tile_rows) {
   const bool narrow = call.domain.scalar_type() == ScalarType::Int;
-  Route result =
-      narrow ? route(call.domain.const_data_ptr<int32_t>(), call.rows, call.shape.domains, tile_rows)
-             : route(call.domain.const_data_ptr<int64_t>(), call.rows, call.shape.domains, tile_rows);
+  Route result = narrow ? route(call.domain.const_data_ptr<int32_t>(), call.rows, call.shape.domains, tile_rows)
+                        : route(call.domain.const_data_ptr<int64_t>(), call.rows, call.shape.domains, tile_rows);
   if (result.bad_row >= 0) {
     const int64_t id = narrow ? call.domain.const_data_ptr<int32_t>()[result.bad_row]
                               : call.domain.const_data_ptr<int64_t>()[result.bad_row];

@@ -30,8 +30,8 @@ inline typename S::T reciprocal_std(typename S::T sum_of_squares, int64_t n) {
 
 // relu(LN(pre)) of one centred row. kKeep: pre becomes the normalised row and *rstd its scale.
 template <class S, bool kKeep, bool kAdd>
-inline void norm_relu_row(typename S::T* pre, typename S::T* out, int64_t n, int64_t n_pad,
-                          const typename S::T* gain, const typename S::T* offset, typename S::T* rstd) {
+inline void norm_relu_row(typename S::T* pre, typename S::T* out, int64_t n, int64_t n_pad, const typename S::T* gain,
+                          const typename S::T* offset, typename S::T* rstd) {
   using Reg = typename S::Reg;
   Reg squares = S::zero();
   for (int64_t v = 0; v < n_pad; v += S::kLanes) {
@@ -112,7 +112,8 @@ struct Tile {
       norm_relu_row<S, kKeep, false>(skip, r, s.hidden, s.hidden_pad, common + pack_layout.skip_gain,
                                      common + pack_layout.skip_offset, at(layout.skip_rstd) + i);
       if (s.star_linear) {
-        for (int64_t v = 0; v < s.hidden_pad; v += S::kLanes) S::store(r + v, S::add(S::load(r + v), S::load(star + v)));
+        for (int64_t v = 0; v < s.hidden_pad; v += S::kLanes)
+          S::store(r + v, S::add(S::load(r + v), S::load(star + v)));
       } else {
         norm_relu_row<S, kKeep, true>(star, r, s.hidden, s.hidden_pad, common + pack_layout.star_gain,
                                       common + pack_layout.star_offset, at(layout.star_rstd) + i);
@@ -388,8 +389,8 @@ struct BackwardTile : Tile<S> {
           const int64_t column = e * layer.out_pad;
           norm_relu_backward_row<S>(d_z + i * layer.ld + column, at(layout.layers[l].hat) + i * layer.ld + column,
                                     at(layout.layers[l].rstd)[i * size.experts + e], layer.out, layer.out_pad,
-                                    common + weights.gain + column, common + weights.offset + column,
-                                    sums + column, sums + columns + column, sums + 2 * columns + column);
+                                    common + weights.gain + column, common + weights.offset + column, sums + column,
+                                    sums + columns + column, sums + 2 * columns + column);
         }
       }
       add_sums(sums, columns, common_grad + grads.bias);
@@ -398,8 +399,8 @@ struct BackwardTile : Tile<S> {
       if (l == 0) {
         gemm_tn<S>(rows, layer.in, columns, at(layout.r), size.ld_hidden, d_z, layer.ld, common_grad + grads.weight,
                    columns);
-        gemm<S, Init::kZero>(rows, columns, size.hidden_pad, d_z, layer.ld, common + weights.weight_t,
-                             at(layout.d_r), size.ld_hidden);
+        gemm<S, Init::kZero>(rows, columns, size.hidden_pad, d_z, layer.ld, common + weights.weight_t, at(layout.d_r),
+                             size.ld_hidden);
       } else {
         deeper_layer(l, d_z);
       }
@@ -449,8 +450,8 @@ struct BackwardTile : Tile<S> {
         S::store(d_skip + v, S::load(d_r + v));
       }
       norm_relu_backward_row<S>(d_skip, at(layout.skip_hat) + i * s.ld_hidden, at(layout.skip_rstd)[i], s.hidden,
-                                s.hidden_pad, common + pack_layout.skip_gain, common + pack_layout.skip_offset,
-                                sums, sums + n, sums + 2 * n);
+                                s.hidden_pad, common + pack_layout.skip_gain, common + pack_layout.skip_offset, sums,
+                                sums + n, sums + 2 * n);
       if (s.star_linear) {
         add_sums(d_star, n, sums + 3 * n);
       } else {

@@ -95,8 +95,8 @@ struct Packer {
     if (!s.representation) return;
     copy_padded(w.star_gain, s.hidden, s.hidden_pad, T(0), packed + p.star_gain);
     copy_padded(w.star_offset, s.hidden, s.hidden_pad, T(0), packed + p.star_offset);
-    vectors(w.skip_bias, w.skip_gain, w.skip_offset, s.hidden, s.hidden_pad, packed + p.skip_bias,
-            packed + p.skip_gain, packed + p.skip_offset);
+    vectors(w.skip_bias, w.skip_gain, w.skip_offset, s.hidden, s.hidden_pad, packed + p.skip_bias, packed + p.skip_gain,
+            packed + p.skip_offset);
     const Blocks<T> source{w.skip_weight, s.inputs, 1, s.hidden, s.hidden, 0};
     pack_matrix(source, s.hidden_pad, s.hidden_pad, panel, true, packed + p.skip_weight);
     if (backward) pack_transposed(source, s.hidden, s.inputs_pad, panel, packed + p.skip_weight_t);
@@ -142,8 +142,7 @@ struct Packer {
       if (backward) pack_transposed(source, s.hidden, s.inputs_pad, panel, own + p.star_weight_t);
     }
     const int64_t gates = s.tasks * s.gated;
-    const Blocks<T> gate{w.gate_weight + d * s.hidden * gates, s.hidden, s.tasks, s.gated, s.gated,
-                         s.hidden * s.gated};
+    const Blocks<T> gate{w.gate_weight + d * s.hidden * gates, s.hidden, s.tasks, s.gated, s.gated, s.hidden * s.gated};
     if (gates > 0) {
       pack_matrix(gate, s.gated, s.gates_pad, panel, false, own + p.gate_weight);
       copy_padded(w.gate_bias + d * gates, gates, s.gates_pad, T(0), own + p.gate_bias);
@@ -160,8 +159,8 @@ struct Packer {
     const PackLayout& p = layout.pack;
     const int64_t from = pair * s.tower;
     T* to = own + p.tower_vectors + t * 4 * s.tower_pad;
-    vectors(w.tower_bias + from, w.tower_gain + from, w.tower_offset + from, s.tower, s.tower_pad, to,
-            to + s.tower_pad, to + 2 * s.tower_pad);
+    vectors(w.tower_bias + from, w.tower_gain + from, w.tower_offset + from, s.tower, s.tower_pad, to, to + s.tower_pad,
+            to + 2 * s.tower_pad);
     copy_padded(w.head_weight + from, s.tower, s.tower_pad, T(0), to + 3 * s.tower_pad);
     const Blocks<T> source{w.tower_weight + from * s.width, s.width, 1, s.tower, s.tower, 0};
     pack_matrix(source, s.tower_pad, s.tower_pad, panel, true, own + p.tower_weight + t * s.width * s.tower_pad);

@@ -29,7 +29,7 @@ constexpr int64_t kLayerWeights = 4;
 // Reads the pointers off a list in schema order.
 template <typename Pointer>
 WeightPointers<Pointer> name_weights(const std::vector<Pointer>& p) {
-  WeightPointers<Pointer> w{p[0], p[1], p[2],  p[3],  p[4],  p[5],  p[6],  p[7], p[8],
+  WeightPointers<Pointer> w{p[0], p[1],  p[2],  p[3],  p[4],  p[5],  p[6],  p[7],  p[8],
                             p[9], p[10], p[11], p[12], p[13], p[14], p[15], p[16], {}};
   for (std::size_t i = kFixedWeights; i + kLayerWeights <= p.size(); i += kLayerWeights) {
     w.experts.push_back({p[i], p[i + 1], p[i + 2], p[i + 3]});

@@ -40,8 +40,8 @@ struct Avx2 {
   // exp by 2^n * p(r), |r| <= ln(2) / 2; polynomial of degree 6, about 1 ulp. NaN stays NaN.
   static Reg exp(Reg v) {
     v = _mm256_min_ps(set1(88.0f), _mm256_max_ps(set1(-87.3f), v));
-    const Reg n = _mm256_round_ps(_mm256_mul_ps(v, set1(1.44269504088896341f)),
-                                  _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const Reg n =
+        _mm256_round_ps(_mm256_mul_ps(v, set1(1.44269504088896341f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     Reg r = _mm256_fnmadd_ps(n, set1(0.693359375f), v);
     r = _mm256_fnmadd_ps(n, set1(-2.12194440e-4f), r);
     Reg p = set1(1.3888889e-3f);
