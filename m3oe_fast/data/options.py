@@ -1,0 +1,84 @@
+"""The options that name a log and its split: one frozen dataclass for every command and for Python.
+
+``add_arguments`` puts the fields of such a dataclass, with their help texts, on a jsonargparse
+parser.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+SplitName = Literal["random", "temporal", "user", "official"]
+
+
+def option(default: Any, help: str) -> Any:
+    """A dataclass field that carries the help text of its command-line option."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which log to read, what its domains and labels are, and how its rows are split.
+
+    ``domain_column``, ``domain_bins``, ``labels`` and ``drop_columns`` describe ``recbole:`` logs;
+    the other logs fix their own, and naming one for them is an error.
+    """
+
+    data: str = option(
+        "demo",
+        "The log: demo (generated), recbole:PATH (folder, wheel or zip with RecBole atomic files; "
+        "recbole:PATH#NAME picks one of several), movielens-100k, movielens-1m, or prepared:FOLDER "
+        "(written earlier by m3oe_fast.prepare --out).",
+    )
+    data_path: str | None = option(
+        None, "Where the MovieLens files are: their folder, or their zip or wheel. Only read."
+    )
+    split: SplitName = option(  # noqa: RUF009, a Field is no shared default
+        "random",
+        "How rows go to train, val and test, 8:1:1: random rows; temporal (oldest rows train); "
+        "user (no user in two parts); official (by position in the file).",
+    )
+    split_seed: int = option(0, "Seed of the random and user splits, apart from the training seed.")
+    cache_dir: str | None = option(
+        None,
+        "Where prepared logs are kept (default: m3oe_fast in the user's cache folder).",
+    )
+    domain_column: str | None = option(
+        None,
+        "recbole: the column whose values, or bins, are the domains (default: one domain, all).",
+    )
+    domain_bins: str | None = option(
+        None, "recbole: increasing edges that cut a numeric column; 25,35 is <25, 25-34 and >=35."
+    )
+    labels: str | None = option(
+        None,
+        "recbole: the tasks, each NAME=COLUMN OPERATOR NUMBER, or NAME=COLUMN for a 0/1 column; "
+        "for example click=rating>3,like=rating>4. A column used here is never a feature.",
+    )
+    drop_columns: str | None = option(
+        None,
+        "recbole: columns that must not become features, for example those known only afterwards.",
+    )
+
+
+def add_arguments(parser: ArgumentParser, options: type, title: str) -> None:
+    """Add an option ``--<field>`` for each field of ``options``, under the heading ``title``.
+
+    Args:
+        parser: the parser to extend.
+        options: a dataclass whose fields were made by ``option``.
+        title: heading of the group in ``--help``.
+    """
+    group = parser.add_argument_group(title)
+    types = get_type_hints(options)
+    for item in fields(options):
+        group.add_argument(
+            f"--{item.name}",
+            type=types[item.name],
+            default=item.default,
+            help=item.metadata["help"],
+        )

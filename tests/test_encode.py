@@ -1,0 +1,154 @@
+"""Encoders learn from the training rows only, and encode frames as they encoded the log."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from m3oe_fast.data.build import encode_rows
+from m3oe_fast.data.columns import Tokens
+from m3oe_fast.data.demo import frame as demo_frame
+from m3oe_fast.data.demo import generate
+from m3oe_fast.data.domains import DomainRule
+from m3oe_fast.data.encode import Encoder
+from m3oe_fast.data.labels import parse_labels
+from m3oe_fast.data.rawlog import RawLog
+from m3oe_fast.errors import DataError
+
+NAN = float("nan")
+
+
+AGES = DomainRule("age", edges=(25.0,))
+
+
+def make_encoder(ages=AGES):
+    """Rows 0..3 train; row 4 brings a new item and a wider price."""
+    item = Tokens.merged(np.arange(5), ["10", "9", "", "10", "77"])
+    price = np.array([2.0, 4.0, 3.0, 4.0, 9.0])
+    rules = parse_labels("click=rating>3,seen=seen")
+    domain = np.array([0, 1, 1, 0, 1], np.int32)
+    label = np.zeros((5, 2), np.float32)
+    log = RawLog("log", {"item": item}, {"price": price}, domain, ages, label, rules)
+    return log, Encoder.fit(log, np.arange(4))
+
+
+def make_frame(**columns):
+    return pd.DataFrame({"item": [9, 10], "price": [2, 4], "age": [20, 30], **columns})
+
+
+def test_vocabulary_and_scaler_come_from_training_rows_only():
+    log, encoder = make_encoder()
+    assert encoder.vocabularies["item"] == ("9", "10")
+    assert encoder.schema.fields == ("item", "domain")
+    assert encoder.schema.vocab_sizes == (3, 3)
+    assert encoder.encode("item", log.fields["item"]).tolist() == [2, 1, 0, 2, 0]
+    assert encoder.scale("price", log.dense["price"]).tolist() == [0, 1, 0.5, 1, 1]
+
+
+def test_constant_feature_is_zero():
+    log, _ = make_encoder()
+    encoder = Encoder.fit(log, np.array([1, 3]))
+    assert encoder.scale("price", np.array([4.0, 5.0])).tolist() == [0, 0]
+
+
+def test_domain_unseen_in_training_is_row_0_of_the_domain_field():
+    log, _ = make_encoder()
+    encoder = Encoder.fit(log, np.array([0, 3]))
+    batch = encoder.transform(make_frame())
+    assert batch.domain.tolist() == [0, 1]
+    assert batch.ids[:, 1].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    "items",
+    [[9, 10, 11], [9.0, 10.0, NAN], ["9", "10", None], pd.Categorical(["9", "10", "x"])],
+)
+def test_ids_compare_by_text_whatever_the_dtype(items):
+    _, encoder = make_encoder()
+    frame = pd.DataFrame({"item": items, "price": 3.0, "age": 20})
+    assert encoder.transform(frame).ids[:, 0].tolist() == [1, 2, 0]
+
+
+def test_dtypes_and_labels():
+    _, encoder = make_encoder()
+    batch = encoder.transform(make_frame(rating=[5, None], other=["x", "y"]))
+    dtypes = [tensor.dtype for tensor in batch]
+    assert dtypes == [torch.int32, torch.float32, torch.int64, torch.float32]
+    assert np.array_equal(batch.label, [[1, NAN], [NAN, NAN]], equal_nan=True)
+
+
+def test_no_rows():
+    _, encoder = make_encoder()
+    shapes = [tuple(tensor.shape) for tensor in encoder.transform(make_frame()[:0])]
+    assert shapes == [(0, 2), (0, 1), (0,), (0, 2)]
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (make_frame().drop(columns="item"), "frame: column item is missing"),
+        (make_frame().drop(columns="age"), "frame: column age is missing"),
+        (make_frame(price=[1, NAN]), "frame, row 2, field price: nan is no finite number"),
+        (make_frame(price=["1", "x"]), "frame, row 2, field price: 'x' is not a number"),
+        (make_frame(age=[20, NAN]), "frame, row 2, field age: .*nan.* is in no domain"),
+        (make_frame(seen=[1, 2]), "frame, row 2, field seen: label seen is 2, not 0 or 1"),
+        (make_frame(rating=[1, "good"]), "frame, row 2, field rating: 'good' is not a number"),
+    ],
+)
+def test_bad_frames(frame, message):
+    _, encoder = make_encoder()
+    with pytest.raises(DataError, match=message):
+        encoder.transform(frame)
+
+
+def test_unknown_domain_text():
+    _, encoder = make_encoder(DomainRule("tab", texts=("home", "live")))
+    frame = make_frame(tab=["live", "shop"])
+    with pytest.raises(DataError, match=r"row 2, field tab: 'shop' is in no domain \(home, live\)"):
+        encoder.transform(frame)
+    assert encoder.transform(frame[:1]).domain.tolist() == [1]
+
+
+def test_frames_are_encoded_as_the_log_was():
+    log, frame = generate(3000, seed=5), demo_frame(3000, seed=5)
+    rows = np.arange(3000)
+    encoder = Encoder.fit(log, rows[:1000])
+    stored, batch = encode_rows(log, encoder, rows), encoder.transform(frame)
+    for place, name in enumerate(encoder.schema.fields):
+        assert np.array_equal(stored[f"id:{name}"], batch.ids[:, place]), name
+    assert (batch.ids == 0).any(), "no unknown id: the test proves little"
+    assert np.array_equal(stored["dense"], batch.dense)
+    assert np.array_equal(stored["domain"], batch.domain)
+    assert np.array_equal(stored["label"], batch.label, equal_nan=True)
+
+
+def test_dict_survives_json_and_weights_only(tmp_path):
+    log, frame = generate(500, seed=5), demo_frame(500, seed=5)
+    encoder = Encoder.fit(log, np.arange(400))
+    torch.save(encoder.to_dict(), tmp_path / "e.pt")
+    for values in (
+        json.loads(json.dumps(encoder.to_dict())),
+        torch.load(tmp_path / "e.pt", weights_only=True),
+    ):
+        again = Encoder.from_dict(values)
+        assert again == encoder
+        assert all(map(torch.equal, again.transform(frame)[:3], encoder.transform(frame)[:3]))
+
+
+@given(st.lists(st.text(max_size=3), min_size=1, max_size=20), st.data())
+def test_known_ids_are_distinct_and_in_range(texts, data):
+    train = data.draw(st.lists(st.integers(0, len(texts) - 1), min_size=1))
+    column = Tokens.merged(np.arange(len(texts)), texts)
+    domain = np.zeros(len(texts), np.int32)
+    label = np.zeros((len(texts), 1), np.float32)
+    rules = parse_labels("t=t")
+    log = RawLog("log", {"x": column}, {}, domain, DomainRule(), label, rules)
+    encoder = Encoder.fit(log, np.array(train))
+    ids = dict(zip(texts, encoder.encode("x", column).tolist(), strict=True))
+    seen = {texts[row] for row in train} - {""}
+    assert sorted(ids[text] for text in seen) == list(range(1, encoder.schema.vocab_sizes[0]))
+    assert all(ids[text] == 0 for text in set(texts) - seen)
