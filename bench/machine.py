@@ -1,0 +1,86 @@
+"""What a result must carry to be believed: machine, versions, commit. No host or user names."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import m3oe_fast
+from m3oe_fast import _extension
+
+FLAGS = (
+    "avx2",
+    "fma",
+    "avx512f",
+    "avx512bw",
+    "avx512vl",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_tile",
+    "amx_bf16",
+)
+
+
+def describe() -> dict[str, Any]:
+    """CPU model, usable cores, instruction-set flags, memory, kernel and C library."""
+    cpu = _cpuinfo()
+    flags = set(cpu.get("flags", "").split())
+    return {
+        "cpu": cpu.get("model name", platform.processor() or platform.machine()),
+        "cores": len(os.sched_getaffinity(0)),
+        "flags": [flag for flag in FLAGS if flag in flags],
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "system": f"{platform.system()} {platform.release()}",
+        "libc": " ".join(platform.libc_ver()),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes."""
+    return {
+        "m3oe_fast": m3oe_fast.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def commit() -> dict[str, Any]:
+    """{"hash", "modified"} of the repository this file lies in; hash None outside git or before the
+    first commit.
+    """
+    folder = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return done.stdout.strip()
+
+    head = git("rev-parse", "--verify", "HEAD")
+    return {"hash": head, "modified": None if head is None else bool(git("status", "--porcelain"))}
+
+
+def fma_peak(threads: int) -> float | None:
+    """fp32 multiply-add peak of `threads` threads in GFLOP/s, measured now; None if the compiled
+    module cannot.
+    """
+    if _extension.reasons_missing():
+        return None
+    measure = getattr(_extension.load(), "measure_fma_peak", None)
+    return None if measure is None else float(measure(threads))
+
+
+def _cpuinfo() -> dict[str, str]:
+    path = Path("/proc/cpuinfo")
+    if not path.exists():
+        return {}
+    first = path.read_text().split("\n\n", 1)[0]
+    pairs = (line.split(":", 1) for line in first.splitlines() if ":" in line)
+    return {key.strip(): value.strip() for key, value in pairs}
