@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403  (the hooks of PEP 517 and 660 that stay as they are)
-
 from torch_location import find_torch
 
 

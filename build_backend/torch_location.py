@@ -11,7 +11,7 @@ OLDEST = (2, 10)
 
 
 def find_torch() -> Path | None:
-    """The folder of a torch that is new enough, in this environment or, under build isolation, in the installing one."""
+    """The folder of a new enough torch, in this environment or, under build isolation, in the installing one."""
     candidates = [Path(sysconfig.get_path(kind)) / "torch" for kind in ("purelib", "platlib")]
     spec = importlib.util.find_spec("torch")
     if spec is not None and spec.origin is not None:

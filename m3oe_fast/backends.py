@@ -1,7 +1,7 @@
 """Which implementation runs: `auto | reference | cpu | triton | cuda`, decided once per (device, dtype).
 
-An explicit request that cannot be met raises with every reason; the automatic choice falls back to `reference` and warns
-once with the reasons.
+An explicit request that cannot be met raises with every reason; the automatic choice falls back to `reference`
+and warns once with the reasons.
 """
 
 from __future__ import annotations

@@ -49,9 +49,13 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError, KeyError) as error:
         reason = str(error).split("\n", 1)[0]
-        raise CheckpointError(f"{file} is damaged or not a checkpoint of m3oe_fast ({reason}); use another one") from error
+        raise CheckpointError(
+            f"{file} is damaged or not a checkpoint of m3oe_fast ({reason}); use another one"
+        ) from error
     if not isinstance(content, dict) or not set(content) >= _KEYS:
-        raise CheckpointError(f"{file} is not a checkpoint of m3oe_fast; for published checkpoints see m3oe_fast.interop")
+        raise CheckpointError(
+            f"{file} is not a checkpoint of m3oe_fast; for published checkpoints see m3oe_fast.interop"
+        )
     if content["format"] != FORMAT:
         raise CheckpointError(f"{file} has format {content['format']}, this version reads {FORMAT}; update m3oe_fast")
     return content

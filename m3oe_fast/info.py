@@ -32,7 +32,9 @@ def describe() -> dict[str, str]:
         lines["instruction set in use"] = module.cpu_isa() + (" (forced by M3OE_FAST_CPU_ISA)" if forced else "")
         lines["compiler"] = module.compiler
     lines["threads"] = f"{torch.get_num_threads()} of {os.cpu_count()} processors"
-    lines["CUDA"] = f"{torch.version.cuda}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "no device"
+    lines["CUDA"] = (
+        f"{torch.version.cuda}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "no device"
+    )
     return lines
 
 

@@ -6,6 +6,7 @@ them as they are and a checkpoint does not depend on the backend.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from pathlib import Path
@@ -83,7 +84,7 @@ class M3oE(nn.Module):
         self.skip_weight = parameter(c.input_dim, c.hidden_dim)
         normed("skip", c.hidden_dim)
         widths = [c.hidden_dim, *c.expert_dims]
-        layers = list(zip(widths[:-1], widths[1:], strict=True))
+        layers = list(itertools.pairwise(widths))
         self.expert_weight = nn.ParameterList([parameter(e, i, o) for i, o in layers])
         for part in ("bias", "gain", "offset"):
             setattr(self, f"expert_{part}", nn.ParameterList([parameter(e, o) for _, o in layers]))
@@ -208,11 +209,11 @@ class M3oE(nn.Module):
             A differentiable scalar; a pair without a labelled row adds nothing.
         """
         if label.shape != (ids.shape[0], self.config.num_tasks):
-            raise ValueError(f"label must be [B, T] = [{ids.shape[0]}, {self.config.num_tasks}], got {list(label.shape)}")
+            raise ValueError(
+                f"label must be [B, T] = [{ids.shape[0]}, {self.config.num_tasks}], got {list(label.shape)}"
+            )
         logits = self.forward(ids, dense, domain)
-        return reference.pair_losses(
-            logits, domain, label.to(logits.dtype), self.config.num_domains, row_weight
-        ).sum()
+        return reference.pair_losses(logits, domain, label.to(logits.dtype), self.config.num_domains, row_weight).sum()
 
     @torch.no_grad()
     def predict(self, ids: Tensor, dense: Tensor, domain: Tensor) -> Tensor:
@@ -253,9 +254,8 @@ class M3oE(nn.Module):
         wrong = (ids < 0) | (ids >= self._vocab)
         if wrong.any():
             row, field = wrong.nonzero()[0].tolist()
-            raise ValueError(
-                f"ids[{row}, {field}] is {ids[row, field].item()}, field {field} has {self.config.vocab_sizes[field]} rows"
-            )
+            size = self.config.vocab_sizes[field]
+            raise ValueError(f"ids[{row}, {field}] is {ids[row, field].item()}, field {field} has {size} rows")
         wrong = (domain < 0) | (domain >= self.config.num_domains)
         if wrong.any():
             row = wrong.nonzero()[0].item()

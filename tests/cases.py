@@ -87,7 +87,9 @@ def make_weights(case: Case, dtype: torch.dtype = torch.float64, seed: int = 0) 
     )
 
 
-def make_inputs(case: Case, dtype: torch.dtype = torch.float64, seed: int = 1) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def make_inputs(
+    case: Case, dtype: torch.dtype = torch.float64, seed: int = 1
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """x [B, I] requiring a gradient, domain int64 [B], gradient of the logits [B, T], gate mask or None."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(case.rows, case.inputs, generator=generator, dtype=torch.float64)

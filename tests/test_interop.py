@@ -1,6 +1,8 @@
-"""Checkpoints of the published research code: an independent computation from their keys gives the same probabilities."""
+"""Checkpoints of the published research code against an independent computation from their keys."""
 
 from __future__ import annotations
+
+import itertools
 
 import pytest
 import torch
@@ -10,7 +12,9 @@ from m3oe_fast import interop
 from m3oe_fast.errors import CheckpointError
 
 
-def published_state(domains: int, tasks: int, shared: int, dims=(8, 6), vocab=(11, 5, 3), dense: int = 1, embed: int = 4):
+def published_state(
+    domains: int, tasks: int, shared: int, dims=(8, 6), vocab=(11, 5, 3), dense: int = 1, embed: int = 4
+):
     """A random state_dict with the key names and layouts of class MDMTRec."""
     torch.manual_seed(0)
     inputs, star, hidden = len(vocab) * embed + dense, 10, 9
@@ -21,7 +25,7 @@ def published_state(domains: int, tasks: int, shared: int, dims=(8, 6), vocab=(1
         state[f"{name}.bias"] = torch.randn(fan_out) * 0.3
 
     def mlp(name, widths):
-        for i, (fan_in, fan_out) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+        for i, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
             linear(f"{name}.domain_specific.{3 * i}", fan_in, fan_out)
             state[f"{name}.domain_specific.{3 * i + 1}.weight"] = torch.rand(fan_out) + 0.5
             state[f"{name}.domain_specific.{3 * i + 1}.bias"] = torch.randn(fan_out) * 0.3

@@ -11,7 +11,9 @@ from m3oe_fast import M3oE, M3oEConfig, reference
 from m3oe_fast.errors import BackendError, CheckpointError, ConfigError
 from tests.tolerance import FORWARD, GRADIENT, assert_close_to_oracle
 
-CONFIG = M3oEConfig([50, 30, 4], 2, 3, 2, shared_experts=4, embed_dim=8, star_dim=32, hidden_dim=48, expert_dims=(24,), tower_dim=16)
+CONFIG = M3oEConfig(
+    [50, 30, 4], 2, 3, 2, shared_experts=4, embed_dim=8, star_dim=32, hidden_dim=48, expert_dims=(24,), tower_dim=16
+)
 SWITCHED = M3oEConfig(
     [7], 0, 5, 3, shared_experts=1, star_dim=16, hidden_dim=17, expert_dims=(9, 33), star_activation="linear",
     gate_detach=False, fusion="per_index",
@@ -93,7 +95,7 @@ def test_narrow_and_wide_ids(ids_type):
 
 def test_every_id_is_a_real_row_and_fields_do_not_mix():
     model = make()
-    ids, dense, domain, _ = batch(CONFIG, rows=1)
+    ids, dense, _, _ = batch(CONFIG, rows=1)
     x = model.embed(ids, dense)
     first = [0, 50, 80]
     expected = [model.embedding[first[f] + ids[0, f]] for f in range(3)]
@@ -216,7 +218,9 @@ def test_save_and_load(tmp_path):
 
 
 def test_weights_of_another_configuration_are_refused_by_name():
-    other = M3oE(M3oEConfig([50, 30, 4], 2, 3, 2, embed_dim=8, star_dim=32, hidden_dim=48, expert_dims=(25,), tower_dim=16))
+    other = M3oE(
+        M3oEConfig([50, 30, 4], 2, 3, 2, embed_dim=8, star_dim=32, hidden_dim=48, expert_dims=(25,), tower_dim=16)
+    )
     with pytest.raises(CheckpointError, match=r"expert_(bias|gain|offset|weight)|tower_weight"):
         make().load_weights(other.state_dict(), source="other")
     deeper = M3oE(M3oEConfig([50, 30, 4], 2, 3, 2, embed_dim=8, expert_dims=(24, 24)))

@@ -76,7 +76,9 @@ def test_scalar_double_path_against_the_oracle(case):
 
 @pytest.mark.parametrize("star_linear", [False, True])
 def test_gradcheck_in_double(star_linear):
-    case = Case(rows=9, inputs=5, hidden=6, widths=(7, 5), tower=4, shared=2, star_linear=star_linear, gate_detach=False)
+    case = Case(
+        rows=9, inputs=5, hidden=6, widths=(7, 5), tower=4, shared=2, star_linear=star_linear, gate_detach=False
+    )
     weights = make_weights(case)
     x, domain, _, _ = make_inputs(case)
 

@@ -1,4 +1,4 @@
-"""What a stranger meets: the wheel's contents, sdist -> wheel -> import, the clone's root, an unbuilt tree, no compiler.
+"""What a stranger meets: the wheel, sdist -> wheel -> import, the clone's root, an unbuilt tree, no compiler.
 
 Tests that need the source tree are skipped where the tests run without one.
 """
@@ -67,31 +67,43 @@ def test_the_wheel_imports_and_runs_elsewhere(distributions, tmp_path):
     (wheel,) = distributions.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
-    code = "import m3oe_fast, m3oe_fast.kernels; m = m3oe_fast.M3oE(m3oe_fast.M3oEConfig([3],1,2,1)); print(m.backend_name, m3oe_fast.__file__)"
+    code = "import m3oe_fast as m, m3oe_fast.kernels; print(m.M3oE(m.M3oEConfig([3],1,2,1)).backend_name, m.__file__)"
     result = python("-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("cpu") and "site" in result.stdout
 
 
 @needs_sources
-def test_the_clone_root_works_after_an_install(clone, distributions, tmp_path):
-    built = tmp_path / "m3oe_fast"
-    shutil.copytree(clone, built)
-    result = python("setup.py", "-q", "build", cwd=built)
-    assert result.returncode == 0, result.stderr
-    result = python("-m", "m3oe_fast.info", cwd=built)
-    assert result.returncode == 0, result.stderr
-    assert "backend cpu             on" in result.stdout
-    result = python("-c", "import m3oe_fast.kernels as k; print(k.__file__)", cwd=built)
-    assert result.stdout.strip() == str(built / "kernels" / "__init__.py"), result.stderr
+def test_the_clone_root_works_after_an_install():
+    """`-m` puts the current folder first: what runs there is the source package, with the `_C` the build left."""
+    code = (
+        "import m3oe_fast, m3oe_fast._C as c, m3oe_fast.kernels as k; print(m3oe_fast.__file__, c.__file__, k.__file__)"
+    )
+    result = python("-c", code, cwd=ROOT)
+    package, compiled, kernels = map(Path, result.stdout.split())
+    assert package == ROOT / "m3oe_fast" / "__init__.py"
+    assert compiled.parent == ROOT / "m3oe_fast"
+    assert kernels == ROOT / "kernels" / "__init__.py"
+    result = python("-m", "m3oe_fast.info", cwd=ROOT)
+    assert result.returncode == 0 and "backend cpu             on" in result.stdout, result.stderr
+
+
+def run_module_alone(module: str, cwd: Path) -> subprocess.CompletedProcess:
+    """`python -m module` with only the folder's own package: an editable install would lend it a compiled module."""
+    code = (
+        "import runpy, sys; "
+        "sys.meta_path = [f for f in sys.meta_path if not getattr(f, '__module__', '').startswith('__editable__')]; "
+        f"sys.argv = ['{module}']; runpy.run_module('{module}', run_name='__main__', alter_sys=True)"
+    )
+    return python("-c", code, cwd=cwd)
 
 
 @needs_sources
 def test_an_unbuilt_tree_says_what_to_do_in_one_line(clone):
-    result = python("-m", "m3oe_fast.train", cwd=clone)
-    assert result.returncode == 2
+    result = run_module_alone("m3oe_fast.train", clone)
+    assert result.returncode == 2, result.stdout
     assert result.stderr.count("\n") == 1 and "run `pip install .`" in result.stderr
-    result = python("-m", "m3oe_fast.info", cwd=clone)
+    result = run_module_alone("m3oe_fast.info", clone)
     assert result.returncode == 0 and "off: the compiled kernels are not built" in result.stdout
 
 
@@ -110,7 +122,11 @@ def test_instruction_set_objects_share_no_symbol_with_the_rest(clone, tmp_path):
     compiler, nm = shutil.which("g++") or shutil.which("c++"), shutil.which("nm")
     if nm is None or sysconfig.get_platform() != "linux-x86_64":
         pytest.skip("needs nm on x86-64")
-    flags = {"scalar": [], "avx2": ["-mavx2", "-mfma"], "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]}
+    flags = {
+        "scalar": [],
+        "avx2": ["-mavx2", "-mfma"],
+        "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
+    }
     for name, extra in flags.items():
         out = tmp_path / f"{name}.o"
         source = clone / "csrc" / "cpu" / "isa" / f"{name}.cpp"

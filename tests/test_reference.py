@@ -48,7 +48,10 @@ def relu(values):
 def one_row(p, c: M3oEConfig, x, d: int, t: int) -> float:
     """The logit of one row and task in plain Python floats, straight from the paper's formulas."""
     q = {k: v.tolist() for k, v in p.items()}
-    own = [[a * b for a, b in zip(u, v, strict=True)] for u, v in zip(q["star_weight"][d], q["star_shared_weight"], strict=True)]
+    own = [
+        [a * b for a, b in zip(u, v, strict=True)]
+        for u, v in zip(q["star_weight"][d], q["star_shared_weight"], strict=True)
+    ]
     star = dense(x, own, [a + b for a, b in zip(q["star_bias"][d], q["star_shared_bias"], strict=True)])
     term = dense(star, q["star_out_weight"], q["star_out_bias"])
     if c.star_activation == "norm_relu":
@@ -91,7 +94,9 @@ def test_oracle_is_the_paper_row_by_row(config):
     logits = reference.forward(p, config, x, domain)
     for b in range(8):
         for t in range(config.num_tasks):
-            assert logits[b, t].item() == pytest.approx(one_row(p, config, x[b].tolist(), domain[b].item(), t), abs=1e-9)
+            assert logits[b, t].item() == pytest.approx(
+                one_row(p, config, x[b].tolist(), domain[b].item(), t), abs=1e-9
+            )
 
 
 @pytest.mark.parametrize("config", VARIANTS, ids=range(len(VARIANTS)))
@@ -143,7 +148,9 @@ def loop_loss(logits, domain, label, num_domains):
         for t in range(logits.shape[1]):
             values = [
                 -(y * math.log(q) + (1 - y) * math.log(1 - q))
-                for q, y in zip(torch.sigmoid(logits[domain == d, t]).tolist(), label[domain == d, t].tolist(), strict=True)
+                for q, y in zip(
+                    torch.sigmoid(logits[domain == d, t]).tolist(), label[domain == d, t].tolist(), strict=True
+                )
                 if not math.isnan(y)
             ]
             rows.append(sum(values) / len(values) if values else 0.0)

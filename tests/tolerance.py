@@ -29,4 +29,6 @@ def assert_close_to_oracle(actual: Tensor, eager: Tensor, oracle: Tensor, factor
     error = (actual.double() - oracle).abs().max().item()
     allowed = factor * (eager.double() - oracle).abs().max().item()
     floor = 8 * torch.finfo(actual.dtype).eps * oracle.abs().max().item()
-    assert error <= allowed + floor, f"{name}: error {error:.3e} > {factor} x eager {allowed / factor:.3e} + {floor:.1e}"
+    assert error <= allowed + floor, (
+        f"{name}: error {error:.3e} > {factor} x eager {allowed / factor:.3e} + {floor:.1e}"
+    )

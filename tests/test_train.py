@@ -1,0 +1,362 @@
+"""The command: options, one-line errors, and whole runs on a small RecBole log."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+import m3oe_fast
+from m3oe_fast import M3oE
+from m3oe_fast.errors import CheckpointError, ConfigError, UserError
+from m3oe_fast.train import main, parse
+
+SMALL = [
+    "--backend=reference",
+    "--embed_dim=4",
+    "--star_dim=8",
+    "--hidden_dim=8",
+    "--expert_dims=4",
+    "--tower_dim=4",
+    "--shared_experts=2",
+    "--batch_size=128",
+    "--lr=0.01",
+    "--patience=0",
+    "--outer_every=3",
+]
+SOURCE = Path(m3oe_fast.__file__).parents[1]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Threads cost more than they bring at these sizes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    """Options that name a small RecBole log with three domains by age and two tasks."""
+    folder = tmp_path_factory.mktemp("log") / "small"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    users, items, rows = 40, 30, 1500
+    age = rng.integers(15, 60, users)
+    user, item = rng.integers(0, users, rows), rng.integers(0, items, rows)
+    rating = np.clip(np.round(1 + item / 6 + rng.normal(0, 1, rows)), 1, 5).astype(int)
+    lines = [f"{u}\t{i}\t{r}\t{t}" for t, (u, i, r) in enumerate(zip(user, item, rating, strict=True))]
+    head = "user_id:token\titem_id:token\trating:float\ttimestamp:float"
+    (folder / "small.inter").write_text("\n".join([head, *lines]) + "\n")
+    lines = [f"{u}\t{a}" for u, a in enumerate(age)]
+    (folder / "small.user").write_text("\n".join(["user_id:token\tage:float", *lines]) + "\n")
+    return [
+        f"--data=recbole:{folder}",
+        "--domain_column=age",
+        "--domain_bins=25,35",
+        "--labels=click=rating>3,like=rating>4",
+        f"--cache_dir={tmp_path_factory.mktemp('cache')}",
+    ]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Run in an empty folder, so that what a run leaves behind is seen."""
+    monkeypatch.chdir(tmp_path)
+
+
+# Options -----------------------------------------------------------------------------------------
+
+
+def test_defaults_are_the_documented_line():
+    options = parse([])
+    train, run, data, model = options.train, options.run, options.data, options.model
+    assert (data.data, data.split, data.split_seed) == ("demo", "random", 0)
+    assert (train.epochs, train.batch_size, train.lr, train.fusion_lr) == (10, 4096, 1e-3, 1e-3)
+    assert (train.seed, train.weight_decay, train.patience) == (2022, 1e-5, 3)
+    assert (train.bilevel, train.outer_every, train.optimizer) == ("alternating", 50, "adam")
+    assert (run.backend, run.precision, run.out, run.resume) == ("auto", "fp32", None, None)
+    config = model.config((7, 8), 1, 3, 2)
+    assert (config.shared_experts, config.embed_dim, config.expert_dims) == (4, 16, (64,))
+    assert (config.star_dim, config.hidden_dim, config.tower_dim) == (512, 256, 64)
+    assert (model.model, config.fusion_init, config.init) == ("m3oe", 1.0, "published")
+
+
+@pytest.mark.parametrize("form", ["{} {}", "{}={}"])
+def test_names_of_the_published_code_work(form):
+    given = {
+        "--epoch": "3",
+        "--learning_rate": "0.01",
+        "--learning_rate_darts": "0.02",
+        "--expert_num": "1",
+        "--dataset_path": "somewhere",
+        "--model_name": "m3oe",
+        "--save_dir": "runs/x",
+    }
+    options = parse(" ".join(form.format(name, value) for name, value in given.items()).split())
+    assert (options.train.epochs, options.train.lr, options.train.fusion_lr) == (3, 0.01, 0.02)
+    assert (options.model.shared_experts, options.model.model) == (1, "m3oe")
+    assert (options.data.data_path, options.run.out) == ("somewhere", "runs/x")
+
+
+def test_the_line_wins_over_yaml():
+    Path("c.yaml").write_text("epochs: 4\nlr: 1e-4\nexpert_dims: [32, 16]\ngate_detach: false\n")
+    options = parse(["--config", "c.yaml", "--lr", "0.5"])
+    assert (options.train.epochs, options.train.lr) == (4, 0.5)
+    assert (options.model.expert_dims, options.model.gate_detach) == ((32, 16), False)
+
+
+@pytest.mark.parametrize(("text", "widths"), [("64", (64,)), ("128,64", (128, 64)), ("[8,4]", (8, 4))])
+def test_expert_dims_are_widths(text, widths):
+    assert parse(["--expert_dims", text]).model.expert_dims == widths
+
+
+def test_print_config_shows_resolved_options_that_config_reads_back(capsys):
+    Path("c.yaml").write_text("epochs: 4\n")
+    with pytest.raises(SystemExit) as done:
+        main(["--config", "c.yaml", "--learning_rate", "0.5", "--print_config"])
+    assert done.value.code in (0, None)
+    text = capsys.readouterr().out
+    shown = yaml.safe_load(text)
+    assert (shown["epochs"], shown["lr"], shown["data"], shown["fusion"]) == (
+        4,
+        0.5,
+        "demo",
+        "scalar",
+    )
+    Path("d.yaml").write_text(text)
+    assert parse(["--config", "d.yaml"]) == parse(["--epochs", "4", "--lr", "0.5"])
+
+
+def test_help_names_every_option_with_its_default_and_no_python(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    for words in (
+        "--batch_size",
+        "(default: 4096)",
+        "--resume",
+        "--learning_rate_darts = --fusion_lr",
+    ):
+        assert words in text
+    for heading in ("data:", "model:", "training:", "run:"):
+        assert f"\n{heading}\n" in text
+    for word in ("Literal", "<class", "Optional", "NoneType"):
+        assert word not in text
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("--learning_rat 3", "unknown option --learning_rat; did you mean --lr"),
+        ("--xyz=3", "unknown option --xyz; see --help"),
+        ("--ep 3", "unknown option --ep"),
+        ("stray", "stray"),
+        ("--epochs", "--epochs.* expected one argument"),
+        ("--epochs x", "--epochs must be a whole number, got x"),
+        ("--epochs 2.5", "--epochs must be a whole number, got 2.5"),
+        ("--lr high", "--lr must be a number, got high"),
+        ("--gate_detach maybe", "--gate_detach must be true or false"),
+        ("--split half", "--split must be one of random, temporal, user, official, got half"),
+        ("--epochs -1", "epochs must be .* got -1"),
+        ("--batch_size 0", "batch_size must be"),
+        ("--lr 0", "lr must be above 0"),
+        ("--model ple", "model 'ple' does not exist; there is m3oe"),
+        ("--expert_dims wide", "expert_dims must be widths"),
+        ("--config nowhere.yaml", r"config file nowhere\.yaml: No such file"),
+        ("--config .", r"config file \.: Is a directory"),
+    ],
+)
+def test_wrong_option_is_one_line(argv, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        parse(argv.split())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"learning_rat: 3\n", "unknown option learning_rat; did you mean lr"),
+        (b"learning_rate: 3\n", "unknown option learning_rate; did you mean lr"),
+        (b"epochs: many\n", "--epochs must be a whole number, got many"),
+        (b"out: 3\n", "--out must be text .* got 3"),
+        (b"expert_dims: [a]\n", "--expert_dims must be a whole number or a list"),
+        (b"epochs: [3\nlr", "while parsing"),
+        (b"epochs\n", "holds no options"),
+        (b"", "holds no options"),
+        (b"\xff\xfe\x00", "can't decode"),
+    ],
+)
+def test_wrong_yaml_is_one_line_that_names_the_file(content, message):
+    Path("c.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"config file c\.yaml: .*{message}") as caught:
+        parse(["--config", "c.yaml"])
+    assert "\n" not in str(caught.value)
+
+
+# Before any work ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_data(monkeypatch):
+    """Fails the test if the command goes as far as opening a log."""
+    monkeypatch.setattr("m3oe_fast.train.load_options", lambda options: pytest.fail("opened the log"))
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("--out file/a", "cannot write to the run folder file/a"),
+        ("--out full", "full already holds a run"),
+        ("--backend cuda", "backend 'cuda' cannot run here"),
+        ("--hidden_dim 0", "hidden_dim must be"),
+    ],
+)
+def test_refused_before_any_work_and_without_a_trace(no_data, argv, message):
+    Path("file").write_text("")
+    Path("full").mkdir()
+    Path("full/config.yaml").write_text("epochs: 1\n")
+    before = sorted(Path().rglob("*"))
+    with pytest.raises(UserError, match=message):
+        main(argv.split())
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_wrong_data_leaves_no_run_folder(log):
+    with pytest.raises(UserError):
+        main(["--data=recbole:nowhere", "--out=runs/a"])
+    assert not Path("runs").exists()
+
+
+# Whole runs --------------------------------------------------------------------------------------
+
+
+def test_a_run_from_start_to_serving(log, capsys):
+    assert main([*log, *SMALL, "--epochs=3", "--out=runs/a"]) == 0
+    text = capsys.readouterr().out
+    metrics = json.loads(Path("runs/a/metrics.json").read_text())
+    assert sorted(path.name for path in Path("runs/a").iterdir()) == [
+        "checkpoints",
+        "config.yaml",
+        "metrics.csv",
+        "metrics.json",
+    ]
+    assert metrics["data"]["domains"] == ["<25", "25-34", ">=35"]
+    assert metrics["backend"] == "reference"
+    assert metrics["train"]["epochs"] == 3
+    for words in (
+        "split random",
+        "parameters",
+        "reference",
+        "fp32",
+        "threads",
+        "runs/a",
+        "epoch 3/3",
+    ):
+        assert words in text
+    row = next(line for line in text.splitlines() if line.startswith("| 25-34") and "like" in line)
+    assert f"{metrics['test']['auc']['25-34/like']:.4f}" in row
+    model = M3oE.load("runs/a", backend="reference")
+    frame = pd.DataFrame({"user_id": [1, 999], "item_id": ["3", "x"], "age": [20.0, 40.0], "timestamp": [5.0, 6.0]})
+    scores = model.score(frame)
+    assert scores.shape == (2, 2)
+    assert ((scores > 0) & (scores < 1)).all()
+
+
+def test_config_yaml_repeats_the_run(log):
+    main([*log, *SMALL, "--epochs=2", "--out=runs/a"])
+    assert main(["--config=runs/a/config.yaml", "--out=runs/b"]) == 0
+    one, other = (json.loads(Path(f"runs/{name}/metrics.json").read_text()) for name in "ab")
+    assert one["test"] == other["test"]
+    configs = [yaml.safe_load(Path(f"runs/{name}/config.yaml").read_text()) for name in "ab"]
+    assert configs[0] | {"out": "runs/b"} == configs[1]
+
+
+def test_default_run_folder_is_printed(log, capsys):
+    main([*log, *SMALL, "--epochs=1"])
+    (root,) = Path("runs").iterdir()
+    assert root.name.startswith("small-")
+    assert str(root) in capsys.readouterr().out
+
+
+def test_resume_last_goes_on_and_a_finished_run_is_left_alone(log, capsys):
+    first = [*log, *SMALL, "--out=runs/a", "--resume=last"]
+    assert main([*first, "--epochs=2"]) == 0
+    assert "afresh" in capsys.readouterr().out
+    assert main([*first, "--epochs=4"]) == 0
+    assert "resuming after epoch 2" in capsys.readouterr().out
+    before = Path("runs/a/metrics.json").read_bytes()
+    assert main([*first, "--epochs=4"]) == 0
+    assert "finished run: nothing to train" in capsys.readouterr().out
+    assert Path("runs/a/metrics.json").read_bytes() == before
+    main([*log, *SMALL, "--epochs=4", "--out=runs/b"])
+    one, other = (json.loads(Path(f"runs/{name}/metrics.json").read_text()) for name in "ab")
+    assert (one["val"], one["test"], one["fusion"]) == (
+        other["val"],
+        other["test"],
+        other["fusion"],
+    )
+
+
+def test_resume_of_a_path_stays_in_its_run_folder(log):
+    main([*log, *SMALL, "--epochs=1", "--out=runs/a"])
+    main([*log, *SMALL, "--epochs=2", "--resume=runs/a/checkpoints/last"])
+    assert [path.name for path in Path("runs").iterdir()] == ["a"]
+    assert json.loads(Path("runs/a/metrics.json").read_text())["train"]["epochs"] == 2
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ("--tower_dim=5", "tower_dim was 4 and is now 5"),
+        ("--lr=0.5", r"lr was 0\.01 and is now 0\.5"),
+        ("--split_seed=3", "split_seed was 0 and is now 3"),
+        ("--domain_bins=30", "domains was"),
+    ],
+)
+def test_resume_with_another_configuration_names_the_field(log, changed, message):
+    main([*log, *SMALL, "--epochs=1", "--out=runs/a"])
+    with pytest.raises(CheckpointError, match=message):
+        main([*log, *SMALL, "--epochs=2", "--out=runs/a", "--resume=last", changed])
+
+
+def run_command(argv, **kwargs):
+    environment = os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "m3oe_fast.train", *argv]
+    return subprocess.Popen(command, env=environment, text=True, **kwargs)
+
+
+def test_command_exits_2_with_one_line_and_no_traceback():
+    process = run_command(["--epochs=-1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert out == ""
+    assert err == "error: epochs must be an integer of at least 1, got -1\n"
+
+
+def test_ctrl_c_exits_130_with_metrics_and_the_run_goes_on(log):
+    argv = [*log, *SMALL, "--out=runs/a", "--epochs=100000"]
+    process = run_command(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    seen = io.StringIO()
+    for line in process.stdout:
+        seen.write(line)
+        if line.startswith("epoch 2/"):
+            process.send_signal(signal.SIGINT)
+            break
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, seen.getvalue() + out + err
+    assert "Traceback" not in err
+    assert "--resume last" in out
+    done = json.loads(Path("runs/a/metrics.json").read_text())["train"]["epochs"]
+    assert done >= 2
+    assert main([*log, *SMALL, "--out=runs/a", f"--epochs={done + 1}", "--resume=last"]) == 0
+    assert json.loads(Path("runs/a/metrics.json").read_text())["train"]["epochs"] == done + 1

@@ -1,0 +1,679 @@
+"""The loop: who moves which weights, exact resume, early stopping, Ctrl-C, true files."""
+
+import csv
+import dataclasses
+import io
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from m3oe_fast import M3oE, M3oEConfig, backends, checkpoint
+from m3oe_fast.console import ConsoleDisplay, Display, print_result
+from m3oe_fast.data.dataset import Dataset, Part
+from m3oe_fast.data.schema import Schema
+from m3oe_fast.errors import CheckpointError, ConfigError, DataError, UserError
+from m3oe_fast.train import parse
+from m3oe_fast.trainer import Stopper, Trainer, TrainOptions, evaluate
+
+OPTIONS = TrainOptions(epochs=3, batch_size=64, lr=1e-2, outer_every=2, patience=0)
+DOMAINS, TASKS = ("home", "live", "[b]odd"), ("click", "like")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Threads cost more than they bring at these sizes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def make_part(rows, schema, seed):
+    rng = np.random.default_rng(seed)
+    domain = rng.integers(0, len(schema.domains), rows).astype(np.uint8)
+    item = rng.integers(0, 8, rows).astype(np.uint8)
+    dense = rng.random((rows, 1), dtype=np.float32)
+    logit = (item - 4.0) + 2 * dense[:, 0] - domain
+    label = (rng.random((rows, len(schema.tasks))) < 1 / (1 + np.exp(-logit[:, None]))).astype(np.float32)
+    label[rng.random(label.shape) < 0.1] = np.nan
+    columns = {
+        "id:item": item,
+        "id:domain": domain,
+        "domain": domain,
+        "dense": dense,
+        "label": label,
+    }
+    return Part(columns, schema, "made up")
+
+
+def make_dataset(train=500, val=200, test=200, **changed):
+    schema = Schema(("item", "domain"), (8, 3), ("age",), DOMAINS, TASKS)
+    facts = {
+        "name": "made-up",
+        "split": "random",
+        "split_seed": 0,
+        "schema": schema,
+        "encoder": SimpleNamespace(to_dict=dict),
+        "train": make_part(train, schema, 1),
+        "val": make_part(val, schema, 2),
+        "test": make_part(test, schema, 3),
+        "best_auc": None,
+        "counts": {},
+        "warnings": (),
+        "identity": "0123",
+        "folder": Path("nowhere"),
+    }
+    return Dataset(**(facts | changed))
+
+
+def make_model(seed=0, backend="reference", **changed):
+    torch.manual_seed(seed)
+    sizes = {"embed_dim": 4, "star_dim": 8, "hidden_dim": 8, "expert_dims": (4,), "tower_dim": 4}
+    config = M3oEConfig((8, 3), 1, 3, 2, **(sizes | {"shared_experts": 2} | changed))
+    return M3oE(config, backend=backend)
+
+
+def make_trainer(options=OPTIONS, out=None, model=None, dataset=None, display=None):
+    return Trainer(
+        model or make_model(),
+        dataset or make_dataset(),
+        options,
+        out=out,
+        display=display or Display(),
+    )
+
+
+def bits(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_same_bits(one, other):
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+class Calls(Display):
+    """Interrupts the run, as Ctrl-C does, after `steps` steps in all."""
+
+    def __init__(self, steps):
+        self.left = steps
+
+    def advance(self, done, mean_loss):
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+def compiled(*values):
+    """A test case for the compiled backend, where it is built."""
+    reasons = backends.reasons_against("cpu", torch.device("cpu"), torch.float32)
+    return pytest.param(*values, "cpu", marks=pytest.mark.skipif(bool(reasons), reason=str(reasons)))
+
+
+# Options -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epochs", 0),
+        ("epochs", -1),
+        ("epochs", 1.5),
+        ("batch_size", 0),
+        ("lr", 0.0),
+        ("lr", -1e-3),
+        ("lr", math.nan),
+        ("fusion_lr", math.inf),
+        ("weight_decay", -1.0),
+        ("patience", -1),
+        ("outer_every", 0),
+        ("outer_fraction", 0.0),
+        ("outer_fraction", 1.0),
+        ("seed", -1),
+        ("optimizer", "sgd"),
+        ("bilevel", "joint"),
+    ],
+)
+def test_impossible_option_is_named(field, value):
+    with pytest.raises(ConfigError, match=f"^{field} must be"):
+        TrainOptions(**{field: value})
+
+
+def test_empty_part_is_refused():
+    with pytest.raises(DataError, match="leaves the val part of made-up empty"):
+        make_trainer(dataset=make_dataset(val=0))
+
+
+def test_model_of_another_log_is_refused():
+    torch.manual_seed(0)
+    with pytest.raises(ConfigError, match="vocab_sizes"):
+        make_trainer(model=M3oE(M3oEConfig((9, 3), 1, 3, 2), backend="reference"))
+
+
+# Learning ----------------------------------------------------------------------------------------
+
+
+def test_it_learns():
+    trainer = make_trainer(dataclasses.replace(OPTIONS, epochs=12))
+    before = evaluate(trainer.model, trainer.dataset.test, trainer.dataset).mean_auc
+    result = trainer.fit()
+    assert result.test.mean_auc > max(before, 0.5) + 0.2
+    assert result.history[-1].train_loss < result.history[0].train_loss
+
+
+@pytest.mark.parametrize("bilevel", ["off", "published", "alternating"])
+def test_each_weight_has_one_optimizer(bilevel):
+    trainer = make_trainer(dataclasses.replace(OPTIONS, bilevel=bilevel))
+
+    def held(optimizer):
+        groups = [] if optimizer is None else optimizer.param_groups
+        return [id(parameter) for group in groups for parameter in group["params"]]
+
+    network, fusion = held(trainer.network_optimizer), held(trainer.fusion_optimizer)
+    own = [] if bilevel == "off" else [id(p) for p in trainer.model.fusion_parameters()]
+    assert fusion == own
+    assert network == [id(p) for p in trainer.model.network_parameters()]
+    assert not set(network) & set(fusion)
+
+
+@pytest.mark.parametrize(("bilevel", "moves"), [("off", False), ("published", True), ("alternating", True)])
+def test_fusion_weights_move_only_in_outer_steps(bilevel, moves):
+    model = make_model()
+    before = model.fusion_values()
+    make_trainer(dataclasses.replace(OPTIONS, bilevel=bilevel, fusion_lr=0.1), model=model).fit()
+    assert (model.fusion_values() != before) == moves
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_inner_steps_leave_fusion_and_outer_steps_leave_the_network():
+    trainer = make_trainer(dataclasses.replace(OPTIONS, outer_every=10_000, epochs=1))
+    before = bits(trainer.model)
+    trainer.fit()
+    for name in ("alpha_domain", "alpha_task", "beta_domain", "beta_task"):
+        assert torch.equal(bits(trainer.model)[name], before[name])
+    before = bits(trainer.model)
+    trainer._outer_step(0)
+    moved = {name for name, tensor in bits(trainer.model).items() if not torch.equal(tensor, before[name])}
+    assert moved == {"alpha_domain", "alpha_task", "beta_domain", "beta_task"}
+    assert all(parameter.grad is None for parameter in trainer.model.fusion_parameters())
+
+
+def seen_rows(trainer):
+    """Training rows of every batch, told apart by their dense value: (inner, outer)."""
+    known = {value: row for row, value in enumerate(trainer.dataset.train.take(np.arange(500)).dense[:, 0].tolist())}
+    inner, outer = [], []
+    loss = trainer.model.loss
+
+    def spy(ids, dense, domain, label):
+        rows = [known[value] for value in dense[:, 0].tolist()]
+        is_outer = trainer.model.alpha_domain.requires_grad
+        (outer if is_outer else inner).append(rows)
+        return loss(ids, dense, domain, label)
+
+    trainer.model.loss = spy
+    trainer.fit()
+    return inner, outer
+
+
+def test_no_inner_step_sees_a_held_out_row():
+    trainer = make_trainer(dataclasses.replace(OPTIONS, outer_fraction=0.2, epochs=4))
+    inner, outer = seen_rows(trainer)
+    held_out = set(trainer.outer_rows.tolist())
+    assert len(held_out) == 100
+    assert {row for rows in outer for row in rows} <= held_out
+    for epoch in range(4):
+        steps = inner[epoch * trainer.steps_per_epoch : (epoch + 1) * trainer.steps_per_epoch]
+        assert sorted(row for rows in steps for row in rows) == sorted(set(range(500)) - held_out)
+    assert len(inner) == 4 * 7
+    assert len(outer) == len(inner) // 2  # outer_every=2 counts on across epochs
+    assert inner[:7] != inner[7:14]
+
+
+def test_published_takes_one_training_batch_an_epoch():
+    trainer = make_trainer(dataclasses.replace(OPTIONS, bilevel="published"))
+    inner, outer = seen_rows(trainer)
+    assert [len(rows) for rows in outer] == [64, 64, 64]
+    assert sum(map(len, inner)) == 3 * 500
+
+
+def test_a_turn_of_outer_batches_repeats_no_row():
+    trainer = make_trainer(dataclasses.replace(OPTIONS, outer_fraction=0.5))
+    turn = [trainer._outer_batch(number) for number in range(250 // 64)]
+    rows = np.concatenate(turn)
+    assert len(set(rows.tolist())) == len(rows) == 3 * 64
+    assert not np.array_equal(trainer._outer_batch(3), turn[0])
+
+
+def test_same_seed_same_bits_and_another_seed_others():
+    first, second, other = make_model(), make_model(), make_model()
+    make_trainer(model=first).fit()
+    torch.manual_seed(99)
+    make_trainer(model=second, display=ConsoleDisplay(Console(file=io.StringIO(), force_terminal=True))).fit()
+    make_trainer(dataclasses.replace(OPTIONS, seed=7), model=other).fit()
+    assert_same_bits(bits(first), bits(second))
+    assert not torch.equal(first.embedding, other.embedding)
+
+
+@pytest.mark.parametrize(("bilevel", "backend"), [compiled("published"), compiled("alternating")])
+def test_outer_steps_of_the_compiled_backend_agree_with_the_oracle(bilevel, backend):
+    values = []
+    for name in (backend, "reference"):
+        model = make_model(backend=name)
+        make_trainer(dataclasses.replace(OPTIONS, bilevel=bilevel, fusion_lr=0.1), model=model).fit()
+        values.append(model.fusion_values())
+    assert values[0] == pytest.approx(values[1], rel=1e-3)
+    assert values[0] != make_model().fusion_values()
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_optimizers_are_fused(optimizer):
+    trainer = make_trainer(dataclasses.replace(OPTIONS, optimizer=optimizer))
+    assert trainer.network_optimizer.defaults["fused"]
+    assert type(trainer.network_optimizer).__name__.lower() == optimizer
+
+
+def test_diverging_is_one_line():
+    dataset = make_dataset()
+    model = make_model()
+    with torch.no_grad():
+        model.head_bias.fill_(math.nan)
+    with pytest.raises(ConfigError, match=r"diverged in epoch 1 .*lower lr \(now 0\.01\)"):
+        make_trainer(model=model, dataset=dataset).fit()
+
+
+# Early stopping ----------------------------------------------------------------------------------
+
+
+def run_stopper(scores, patience):
+    stopper = Stopper()
+    for epoch, score in enumerate(scores, start=1):
+        stopper = stopper.after(epoch, score)
+        if stopper.exhausted(patience):
+            return epoch, stopper.best_epoch
+    return None, stopper.best_epoch
+
+
+@pytest.mark.parametrize(
+    ("scores", "patience", "stopped", "best"),
+    [
+        ([0.6, 0.7, 0.7, 0.69], 2, 4, 2),
+        ([0.6, 0.7, 0.65, 0.8, 0.7], 2, None, 4),
+        ([0.9, 0.1, 0.1, 0.1], 0, None, 1),
+        ([None, None, None, None], 2, None, 4),
+        ([None, 0.5, None, None], 2, 4, 2),
+    ],
+)
+def test_stopper(scores, patience, stopped, best):
+    assert run_stopper(scores, patience) == (stopped, best)
+
+
+class Peaks(Trainer):
+    """A trainer whose validation AUC is best in epoch 2."""
+
+    def _run_epoch(self):
+        super()._run_epoch()
+        self.weights = getattr(self, "weights", [])
+        self.weights.append(bits(self.model))
+
+
+def with_scores(monkeypatch, scores):
+    """Let validation report these mean AUCs, epoch by epoch."""
+    left = iter(scores)
+
+    def fake(model, part, dataset):
+        real = evaluate(model, part, dataset)
+        value = next(left, None)
+        return real if value is None else SimpleNamespace(mean_auc=value, to_dict=real.to_dict)
+
+    monkeypatch.setattr("m3oe_fast.trainer.evaluate", fake)
+
+
+@pytest.mark.parametrize(("patience", "ended", "done"), [(2, "patience", 4), (0, "epochs", 5)])
+def test_best_weights_are_restored_whatever_ends_the_run(monkeypatch, tmp_path, patience, ended, done):
+    with_scores(monkeypatch, [0.6, 0.8, 0.7, 0.7, 0.7][:done])
+    options = dataclasses.replace(OPTIONS, epochs=5, patience=patience)
+    trainer = Peaks(make_model(), make_dataset(), options, out=tmp_path, display=Display())
+    result = trainer.fit()
+    assert (result.ended, len(result.history), result.best_epoch) == (ended, done, 2)
+    assert_same_bits(bits(trainer.model), trainer.weights[1])
+    assert_same_bits(dict(checkpoint.read(tmp_path)["weights"]), trainer.weights[1])
+    last = checkpoint.read(tmp_path / "checkpoints" / "last")
+    assert_same_bits(dict(last["weights"]), trainer.weights[-1])
+
+
+def test_undefined_pairs_never_reach_the_stopper():
+    dataset = make_dataset()
+    dataset.val.label[:, :] = 1
+    result = make_trainer(dataclasses.replace(OPTIONS, patience=1), dataset=dataset).fit()
+    assert result.val.mean_auc is None
+    assert result.metrics["val"]["auc"] == dict.fromkeys(result.metrics["val"]["auc"])
+    assert (result.ended, result.best_epoch) == ("epochs", 3)
+
+
+# Ctrl-C and resume -------------------------------------------------------------------------------
+
+
+def test_ctrl_c_keeps_the_best_weights_and_writes_metrics(tmp_path):
+    whole = make_trainer(dataclasses.replace(OPTIONS, epochs=1))
+    whole.fit()
+    trainer = make_trainer(out=tmp_path, display=Calls(10))  # an epoch has 8 steps
+    result = trainer.fit()
+    assert (result.ended, len(result.history), result.best_epoch) == ("interrupted", 1, 1)
+    assert_same_bits(bits(trainer.model), bits(whole.model))
+    assert json.loads((tmp_path / "metrics.json").read_text())["train"]["epochs"] == 1
+
+
+def test_ctrl_c_in_the_first_epoch_still_tells_where_it_stands(tmp_path):
+    result = make_trainer(out=tmp_path, display=Calls(3)).fit()
+    assert (result.ended, result.best_epoch) == ("interrupted", 0)
+    written = json.loads((tmp_path / "metrics.json").read_text())
+    assert (written["train"]["epochs"], written["train"]["samples_per_second"]) == (0, None)
+    resumed = make_trainer(out=tmp_path)
+    resumed.fit(resume="last")
+    straight = make_trainer()
+    straight.fit()
+    assert_same_bits(bits(resumed.model), bits(straight.model))
+
+
+def test_ctrl_c_while_an_epoch_is_written_keeps_that_epoch(tmp_path, monkeypatch):
+    trainer = make_trainer(out=tmp_path)
+    save, calls = trainer.model.save, []
+
+    def interrupted_once(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        save(*args, **kwargs)
+
+    monkeypatch.setattr(trainer.model, "save", interrupted_once)
+    assert trainer.fit().ended == "interrupted"
+    assert len(checkpoint.read(tmp_path / "checkpoints" / "last")["trainer"]["history"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("bilevel", "backend"),
+    [
+        ("off", "reference"),
+        ("published", "reference"),
+        ("alternating", "reference"),
+        compiled("alternating"),
+    ],
+)
+def test_two_and_two_epochs_are_four_bit_for_bit(tmp_path, bilevel, backend):
+    four = dataclasses.replace(OPTIONS, bilevel=bilevel, epochs=4, outer_every=3)
+    straight = make_trainer(four, out=tmp_path / "straight", model=make_model(backend=backend))
+    expected = straight.fit()
+    two = dataclasses.replace(four, epochs=2)
+    make_trainer(two, out=tmp_path / "halves", model=make_model(backend=backend)).fit()
+    other = make_model(seed=5, backend=backend)
+    resumed = make_trainer(four, out=tmp_path / "halves", model=other)
+    result = resumed.fit(resume="last")
+    assert_same_bits(bits(resumed.model), bits(straight.model))
+    assert result.metrics["test"] == expected.metrics["test"]
+    assert [e.train_loss for e in result.history] == [e.train_loss for e in expected.history]
+    assert [e.fusion for e in result.history] == [e.fusion for e in expected.history]
+    for name in ("last", "best"):
+        one, other = (checkpoint.read(tmp_path / run / "checkpoints" / name) for run in ("straight", "halves"))
+        assert_same_bits(dict(one["weights"]), dict(other["weights"]))
+        for key in ("network_optimizer", "fusion_optimizer", "stopper", "rng"):
+            torch.testing.assert_close(one["trainer"][key], other["trainer"][key], rtol=0, atol=0)
+
+
+def test_interrupted_at_any_step_and_resumed_is_the_same_run(tmp_path):
+    straight = make_trainer()
+    straight.fit()
+    for steps in (9, 13):
+        out = tmp_path / str(steps)
+        make_trainer(out=out, display=Calls(steps)).fit()
+        resumed = make_trainer(out=out, model=make_model(seed=5))
+        resumed.fit(resume="last")
+        assert_same_bits(bits(resumed.model), bits(straight.model))
+
+
+def test_killed_between_best_and_last_goes_on_from_the_newer(tmp_path):
+    make_trainer(dataclasses.replace(OPTIONS, epochs=1), out=tmp_path).fit()
+    older = (tmp_path / "checkpoints" / "last" / "model.pt").read_bytes()
+    make_trainer(out=tmp_path).fit(resume="last")
+    newest = checkpoint.read(tmp_path / "checkpoints" / "best")["trainer"]["history"]
+    (tmp_path / "checkpoints" / "last" / "model.pt").write_bytes(older)
+    trainer = make_trainer(out=tmp_path)
+    trainer._resume("last")
+    assert trainer.progress.epoch == len(newest) > 1
+
+
+def test_finished_run_is_left_as_it_is(tmp_path):
+    first = make_trainer(out=tmp_path).fit()
+    before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in tmp_path.rglob("*") if p.is_file()}
+    again = make_trainer(out=tmp_path, model=make_model(seed=5)).fit(resume="last")
+    assert {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in before} == before
+    assert again.ended == "epochs"
+    assert again.metrics["test"] == first.metrics["test"]
+
+
+def test_finished_run_without_metrics_gets_them(tmp_path):
+    make_trainer(out=tmp_path).fit()
+    before = json.loads((tmp_path / "metrics.json").read_text())
+    (tmp_path / "metrics.json").unlink()
+    make_trainer(out=tmp_path).fit(resume="last")
+    assert json.loads((tmp_path / "metrics.json").read_text())["test"] == before["test"]
+
+
+def test_resume_last_without_a_checkpoint_starts_afresh_and_says_so(tmp_path):
+    said = []
+
+    class Listens(Display):
+        def message(self, text):
+            said.append(text)
+
+    resumed = make_trainer(out=tmp_path, display=Listens())
+    resumed.fit(resume="last")
+    straight = make_trainer()
+    straight.fit()
+    assert any("afresh" in text for text in said)
+    assert_same_bits(bits(resumed.model), bits(straight.model))
+
+
+def test_resume_best_goes_back_to_the_best_epoch(tmp_path, monkeypatch):
+    with_scores(monkeypatch, [0.6, 0.8, 0.7])
+    make_trainer(out=tmp_path).fit()
+    trainer = make_trainer(out=tmp_path)
+    trainer._resume("best")
+    assert trainer.progress.epoch == 2
+
+
+def test_resume_from_a_path_into_a_new_folder(tmp_path):
+    make_trainer(dataclasses.replace(OPTIONS, epochs=2), out=tmp_path / "a").fit()
+    straight = make_trainer()
+    straight.fit()
+    for number, source in enumerate(("a", "a/checkpoints/last", "a/checkpoints/last/model.pt")):
+        out = tmp_path / f"b{number}"
+        resumed = make_trainer(out=out)
+        resumed.fit(resume=tmp_path / source)
+        assert_same_bits(bits(resumed.model), bits(straight.model))
+        assert_same_bits(bits(resumed.model), dict(checkpoint.read(out)["weights"]))
+
+
+def test_resume_from_a_path_does_not_overwrite_a_third_run(tmp_path):
+    make_trainer(out=tmp_path / "a").fit()
+    make_trainer(out=tmp_path / "b").fit()
+    with pytest.raises(ConfigError, match="already holds a run"):
+        make_trainer(out=tmp_path / "b").fit(resume=tmp_path / "a")
+
+
+@pytest.mark.parametrize("resume", ["best", "nowhere"])
+def test_missing_checkpoint_is_one_line(tmp_path, resume):
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        make_trainer(out=tmp_path / "a").fit(resume=resume)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_checkpoint_is_one_line(tmp_path):
+    make_trainer(dataclasses.replace(OPTIONS, epochs=1), out=tmp_path).fit()
+    file = tmp_path / "checkpoints" / "last" / "model.pt"
+    file.write_bytes(file.read_bytes()[:2000])
+    with pytest.raises(CheckpointError, match=r"last/model\.pt is damaged") as caught:
+        make_trainer(out=tmp_path).fit(resume="last")
+    assert "\n" not in str(caught.value)
+
+
+def test_checkpoint_without_training_state_is_refused(tmp_path):
+    model = make_model()
+    model.save(tmp_path / "weights")
+    with pytest.raises(CheckpointError, match="no training state"):
+        make_trainer().fit(resume=tmp_path / "weights")
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "data", "field"),
+    [
+        ({"hidden_dim": 9}, {}, {}, "hidden_dim was 8 and is now 9"),
+        ({"shared_experts": 1}, {}, {}, "shared_experts was 2 and is now 1"),
+        ({}, {"lr": 0.5}, {}, r"lr was 0\.01 and is now 0\.5"),
+        ({}, {"seed": 3}, {}, "seed was 2022 and is now 3"),
+        ({}, {"bilevel": "off"}, {}, "bilevel was 'alternating' and is now 'off'"),
+        ({}, {}, {"identity": "9", "split_seed": 4}, "split_seed was 0 and is now 4"),
+        ({}, {}, {"identity": "9"}, "digest of the rows"),
+    ],
+)
+def test_checkpoint_of_another_configuration_names_the_field(tmp_path, model, options, data, field):
+    make_trainer(dataclasses.replace(OPTIONS, epochs=1), out=tmp_path).fit()
+    trainer = make_trainer(
+        dataclasses.replace(OPTIONS, **options),
+        out=tmp_path,
+        model=make_model(**model),
+        dataset=make_dataset(**data),
+    )
+    before = (tmp_path / "config.yaml").read_bytes()
+    with pytest.raises(CheckpointError, match=field):
+        trainer.fit(resume="last")
+    assert (tmp_path / "config.yaml").read_bytes() == before
+
+
+def test_the_same_rows_under_another_name_are_the_same_run(tmp_path):
+    make_trainer(dataclasses.replace(OPTIONS, epochs=1), out=tmp_path).fit()
+    moved = make_trainer(out=tmp_path, dataset=make_dataset(name="moved"))
+    assert len(moved.fit(resume="last").history) == 3
+
+
+# Files -------------------------------------------------------------------------------------------
+
+
+def test_metrics_json_has_the_documented_keys(tmp_path):
+    result = make_trainer(out=tmp_path).fit()
+    written = json.loads((tmp_path / "metrics.json").read_text())
+    assert written == result.metrics
+    pairs = {f"{domain}/{task}" for domain in DOMAINS for task in TASKS}
+    keys = "data model backend isa precision train best_epoch val test fusion"
+    assert " ".join(written) == keys
+    assert written["data"] == {
+        "name": "made-up",
+        "split": "random",
+        "rows": {
+            "train": 500,
+            "val": 200,
+            "test": 200,
+        },  # the held-out outer rows count as training rows
+        "domains": list(DOMAINS),
+        "tasks": list(TASKS),
+    }
+    assert set(written["model"]) == {"name", "parameters"}
+    train = written["train"]
+    assert set(train) == {
+        "epochs",
+        "seconds",
+        "cpu_seconds",
+        "samples_per_second",
+        "peak_rss_bytes",
+    }
+    assert train["samples_per_second"] == pytest.approx(3 * 475 / train["seconds"])
+    assert 50e6 < train["peak_rss_bytes"] < 50e9
+    for part in ("val", "test"):
+        assert set(written[part]) == {"auc", "logloss"}
+        assert set(written[part]["auc"]) == set(written[part]["logloss"]) == {"mean", *pairs}
+    assert set(written["fusion"]) == {"alpha_domain", "alpha_task", "beta_domain", "beta_task"}
+
+
+def test_history_tells_of_every_epoch(tmp_path):
+    result = make_trainer(out=tmp_path, model=make_model(fusion="per_index")).fit()
+    with (tmp_path / "metrics.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert float(rows[2]["train_loss"]) == result.history[2].train_loss
+    assert float(rows[0]["val_auc/home/like"]) == result.history[0].val["auc"]["home/like"]
+    assert {"seconds", "samples_per_second", "val_auc/mean", "val_logloss/mean"} <= set(rows[0])
+    assert {"alpha_domain/2", "beta_task/1"} <= set(rows[0])
+
+
+def test_config_of_a_run_from_python_is_one_for_the_command(tmp_path):
+    make_trainer(out=tmp_path, model=make_model(fusion="per_index")).fit()
+    options = parse(["--config", str(tmp_path / "config.yaml")])
+    assert options.train == OPTIONS
+    assert options.model.config((8, 3), 1, 3, 2) == make_model(fusion="per_index").config
+    assert (options.data.data, options.run.out) == ("prepared:nowhere", str(tmp_path))
+
+
+def test_nothing_is_written_without_a_run_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_trainer().fit()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_full_disk_is_one_line_and_the_last_checkpoint_stays(tmp_path, monkeypatch):
+    make_trainer(dataclasses.replace(OPTIONS, epochs=1), out=tmp_path).fit()
+    file = tmp_path / "checkpoints" / "last" / "model.pt"
+    before = file.read_bytes()
+    trainer = make_trainer(out=tmp_path)
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UserError, match="No space left"):
+        trainer.fit(resume="last")
+    assert file.read_bytes() == before
+    assert not [p for p in tmp_path.rglob("*") if p.name.startswith(".")]
+
+
+# What a person sees ------------------------------------------------------------------------------
+
+
+def printed(terminal, best_auc=None):
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=terminal, width=120, highlight=False)
+    result = make_trainer(display=ConsoleDisplay(console)).fit()
+    print_result(console, result, best_auc)
+    return file.getvalue(), result
+
+
+def test_plain_output_is_a_line_per_epoch_and_a_table_without_control_codes():
+    text, result = printed(terminal=False, best_auc={"mean": 0.9, "home/click": 0.91})
+    lines = text.splitlines()
+    assert "\x1b" not in text
+    assert [line.split()[1] for line in lines if line.startswith("epoch")] == ["1/3", "2/3", "3/3"]
+    row = next(line for line in lines if line.startswith("| home") and "click" in line)
+    assert f"{result.test.pairs[0].auc.value:.4f}" in row
+    assert "0.9100" in row
+    assert any("[b]odd" in line for line in lines)
+    assert lines[-1].startswith("| mean")
+
+
+def test_terminal_output_has_a_bar():
+    text, _ = printed(terminal=True)
+    assert "rows/s" in text
+    assert "\x1b" in text
+
+
+def test_table_says_why_a_value_is_missing():
+    dataset = make_dataset()
+    dataset.test.label[:, 0] = 1
+    file = io.StringIO()
+    console = Console(file=file, width=120)
+    print_result(console, make_trainer(dataset=dataset).fit(), None)
+    assert "undefined: test AUC of home/click: only positives" in file.getvalue()
