@@ -1,6 +1,6 @@
 """m3oe_fast: trains and serves M3oE (multi-domain multi-task mixture of experts) through its own kernels.
 
-    from m3oe_fast import M3oE, M3oEConfig
+from m3oe_fast import M3oE, M3oEConfig
 """
 
 __version__ = "0.1.0"

@@ -130,7 +130,7 @@ def _experts(source: _Source, names: list[str], depth: int) -> dict[str, Tensor]
 def _pairs(source: _Source, num_domains: int, num_tasks: int) -> dict[str, Tensor]:
     """Gates, towers and heads as [D, T, ...]."""
 
-    def stack(read) -> Tensor:  # noqa: ANN001
+    def stack(read) -> Tensor:
         rows = [torch.stack([read(t * num_domains + d) for t in range(num_tasks)]) for d in range(num_domains)]
         return torch.stack(rows)
 

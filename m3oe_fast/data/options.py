@@ -37,7 +37,7 @@ class DataOptions:
     data_path: str | None = option(
         None, "Where the MovieLens files are: their folder, or their zip or wheel. Only read."
     )
-    split: SplitName = option(  # noqa: RUF009, a Field is no shared default
+    split: SplitName = option(
         "random",
         "How rows go to train, val and test, 8:1:1: random rows; temporal (oldest rows train); "
         "user (no user in two parts); official (by position in the file).",

@@ -1,0 +1,162 @@
+"""The folder one training run writes, and nothing else writes:
+
+    config.yaml             the resolved options, to read and to give to --config
+    metrics.csv             one row per finished epoch
+    metrics.json            the final result, strict JSON (an undefined value is null)
+    checkpoints/last, best  model.pt with everything to score rows and to go on training
+
+Every file is replaced in one piece, so a reader, or a run that is killed, never leaves or sees half
+of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from m3oe_fast.errors import ConfigError, UserError
+
+CHECKPOINTS = "checkpoints"
+LAST = "last"
+BEST = "best"
+
+
+class RunFolder:
+    """Paths and writers of one run folder; making the object touches no file.
+
+    Args:
+        root: the folder, existing or not.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root)
+        self.config = self.root / "config.yaml"
+        self.history = self.root / "metrics.csv"
+        self.metrics = self.root / "metrics.json"
+
+    def checkpoint(self, name: str) -> Path:
+        """Folder of the checkpoint ``last`` or ``best``."""
+        return self.root / CHECKPOINTS / name
+
+    def holds_run(self) -> bool:
+        """Whether an earlier run left any of its files here."""
+        traces = (self.config, self.history, self.metrics, self.root / CHECKPOINTS)
+        return any(trace.exists() for trace in traces)
+
+    def check(self, *, resuming: bool) -> None:
+        """Make sure, before any work, that the run may and can be written here; leaves no trace.
+
+        Args:
+            resuming: the run that lies here is to be continued.
+
+        Raises:
+            ConfigError: another run lies here, or the folder cannot be written.
+        """
+        if self.holds_run() and not resuming:
+            raise ConfigError(
+                f"{self.root} already holds a run: continue it with --resume last, "
+                "or name another folder with --out"
+            )
+        missing = [path for path in (self.root, *self.root.parents) if not path.exists()]
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            handle, probe = tempfile.mkstemp(prefix=".probe.", dir=self.root)
+            os.close(handle)
+            os.unlink(probe)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot write to the run folder {self.root} ({error.strerror or error}); "
+                "name another one with --out"
+            ) from error
+        finally:
+            for path in missing:
+                with contextlib.suppress(OSError):
+                    path.rmdir()
+
+    def write_config(self, resolved: Mapping[str, Any]) -> None:
+        """Write config.yaml; a later ``--config`` reads the same options back."""
+        write_text(self.config, yaml.safe_dump(dict(resolved), sort_keys=False, allow_unicode=True))
+
+    def write_history(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write metrics.csv; the columns are the keys of the first row, None is an empty cell."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(self.history, text.getvalue())
+
+    def write_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Write metrics.json.
+
+        Raises:
+            ValueError: a value is NaN or infinite, which JSON cannot hold.
+        """
+        write_text(self.metrics, json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+
+    def read_metrics(self) -> dict[str, Any] | None:
+        """The metrics.json of an earlier run, None where there is none that can be read."""
+        try:
+            content = json.loads(self.metrics.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return content if isinstance(content, dict) else None
+
+
+def default_root(data: str, now: datetime) -> Path:
+    """A folder that does not exist yet: ``runs/<data>-<date>-<time>``, numbered if taken.
+
+    Args:
+        data: value of ``--data``; of a path only the last part is kept.
+        now: time of the start.
+    """
+    name = (
+        re.sub(r"[^A-Za-z0-9._-]+", "-", re.split(r"[/\\:]", data.rstrip("/\\"))[-1]).strip("-.")
+        or "run"
+    )
+    stem = f"{name}-{now:%Y%m%d-%H%M%S}"
+    root, number = Path("runs") / stem, 2
+    while root.exists():
+        root, number = Path("runs") / f"{stem}-{number}", number + 1
+    return root
+
+
+def root_of(path: str | os.PathLike[str]) -> Path | None:
+    """The run folder that ``path`` is or whose checkpoint it is; None for any other path."""
+    path = Path(path)
+    folder = path.parent if path.is_file() else path
+    if (folder / CHECKPOINTS).is_dir():
+        return folder
+    return folder.parent.parent if folder.parent.name == CHECKPOINTS else None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file in one piece.
+
+    Raises:
+        UserError: the folder cannot be written or the disk is full; the old file is untouched.
+    """
+    # Not mkstemp: its files are readable by their owner only, and a run folder is often shared.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "w", encoding="utf-8", newline="") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()

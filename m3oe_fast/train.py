@@ -1,0 +1,381 @@
+"""``python -m m3oe_fast.train``: train a model on a log, print the result, write a run folder.
+
+Options come from the line, from a YAML file (``--config``) or both; the line wins.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import pairwise
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import torch
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter
+
+from m3oe_fast import backends, cli
+from m3oe_fast.config import Fusion, Init, M3oEConfig, StarActivation
+from m3oe_fast.console import ConsoleDisplay, make_console, print_result, say
+from m3oe_fast.data import load_options
+from m3oe_fast.data.dataset import Dataset
+from m3oe_fast.data.options import DataOptions, add_arguments, option
+from m3oe_fast.errors import ConfigError
+from m3oe_fast.model import M3oE
+from m3oe_fast.run_folder import RunFolder, default_root, root_of
+from m3oe_fast.trainer import Result, Trainer, TrainOptions, continues
+
+MODELS = ("m3oe",)
+
+ALIASES = {
+    "--epoch": "--epochs",
+    "--learning_rate": "--lr",
+    "--learning_rate_darts": "--fusion_lr",
+    "--expert_num": "--shared_experts",
+    "--dataset_path": "--data_path",
+    "--model_name": "--model",
+    "--save_dir": "--out",
+}
+"""Names that users of the published M3oE code type, and ours."""
+
+DESCRIPTION = """\
+Trains a multi-domain multi-task model on a log and prints AUC and logloss per domain and task.
+Without any option it trains M3oE on a generated demo log, in a minute or two on a laptop."""
+
+EPILOG = f"""\
+examples:
+  python -m m3oe_fast.train
+  python -m m3oe_fast.train --epochs 3 --out runs/a
+  python -m m3oe_fast.train --out runs/a --epochs 6 --resume last
+  python -m m3oe_fast.train --data movielens-1m --data_path ml-1m.zip --lr 3e-3
+  python -m m3oe_fast.train --config runs/a/config.yaml --out runs/b --seed 1
+
+names of the published code work as well:
+{chr(10).join(f"  {theirs:<21} = {ours}" for theirs, ours in ALIASES.items())}
+
+exit status: 0 done, 2 wrong input, 130 interrupted by Ctrl-C (--resume last goes on)
+"""
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model, and its sizes and switches; the defaults are the published ones."""
+
+    model: str = option("m3oe", f"The model: {', '.join(MODELS)}.")
+    shared_experts: int = option(
+        M3oEConfig.shared_experts, "K, experts shared by all domains and tasks."
+    )
+    embed_dim: int = option(M3oEConfig.embed_dim, "Width of the embedding of one id field.")
+    star_dim: int = option(M3oEConfig.star_dim, "S, width of the star layer.")
+    hidden_dim: int = option(M3oEConfig.hidden_dim, "H, width of the representation.")
+    expert_dims: int | list[int] | str = option(
+        "64", "Output width of each layer of an expert, for example 64, or 128,64 for two layers."
+    )
+    tower_dim: int = option(M3oEConfig.tower_dim, "Y, hidden width of a tower.")
+    star_activation: StarActivation = option(
+        M3oEConfig.star_activation,
+        "norm_relu as in the published code, or linear as printed in the paper.",
+    )
+    gate_detach: bool = option(
+        M3oEConfig.gate_detach,
+        "Gates read the representation without sending it gradients (published code).",
+    )
+    fusion: Fusion = option(
+        M3oEConfig.fusion,
+        "Fusion weights: four scalars (paper), or one per domain and per task (per_index).",
+    )
+    fusion_init: float = option(
+        M3oEConfig.fusion_init, "First value of the fusion logits; 1 is a weight of 0.731."
+    )
+    init: Init = option(
+        M3oEConfig.init, "First values: published, or star (domain matrices start at one)."
+    )
+
+    def __post_init__(self) -> None:
+        if self.model not in MODELS:
+            raise ConfigError(f"model {self.model!r} does not exist; there is {', '.join(MODELS)}")
+        object.__setattr__(self, "expert_dims", _widths(self.expert_dims))
+
+    def config(
+        self, vocab_sizes: Sequence[int], num_dense: int, num_domains: int, num_tasks: int
+    ) -> M3oEConfig:
+        """The model's configuration for a log of these sizes."""
+        sizes = dataclasses.asdict(self)
+        del sizes["model"]
+        return M3oEConfig(vocab_sizes, num_dense, num_domains, num_tasks, **sizes)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How to compute, and where the run is kept."""
+
+    backend: Literal[("auto", *backends.NAMES)] = option(
+        "auto", "What computes: auto takes the fastest that runs here, reference is plain PyTorch."
+    )
+    precision: Literal[backends.PRECISIONS] = option("fp32", "Precision of the matrix products.")
+    out: str | None = option(
+        None, "The run folder (default: runs/<data>-<time>). One that holds a run needs --resume."
+    )
+    resume: str | None = option(
+        None,
+        "Go on with a run: last or best of the run folder --out, or the path of a run folder or "
+        "checkpoint. last starts afresh where there is nothing yet.",
+    )
+
+
+GROUPS = {
+    "data": DataOptions,
+    "model": ModelOptions,
+    "training": TrainOptions,
+    "run": RunOptions,
+}
+
+
+_TYPES = {name: kind for group in GROUPS.values() for name, kind in get_type_hints(group).items()}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything that was asked for, resolved and valid."""
+
+    data: DataOptions
+    model: ModelOptions
+    train: TrainOptions
+    run: RunOptions
+
+    def resolved(self, out: str) -> dict[str, Any]:
+        """The content of config.yaml: what --config needs to do the same again."""
+        groups = (self.data, self.model, self.train, self.run)
+        flat = {
+            name: value for group in groups for name, value in dataclasses.asdict(group).items()
+        }
+        del flat["resume"]
+        return flat | {"out": out}
+
+
+class HelpFormatter(DefaultHelpFormatter):
+    """Keeps the line breaks of description and epilog, and leaves Python types out of the help."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(indent + line for line in text.splitlines())
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        shown = action.default not in (None, argparse.SUPPRESS) and "default:" not in action.help
+        return f"{action.help} (default: %(default)s)" if shown else action.help
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; returns the exit status.
+
+    Raises:
+        UserError: something the user has to mend.
+    """
+    options = parse(argv)
+    console = make_console()
+    out = _choose_out(options)
+    folder = RunFolder(out)
+    folder.check(resuming=continues(folder, options.run.resume))
+    _check_computable(options)
+    dataset = load_options(options.data)
+    torch.manual_seed(options.train.seed)
+    model = _make_model(options, dataset)
+    for line in (*dataset.summary(), *_describe(model, options), f"run       {out}"):
+        say(console, line)
+    trainer = Trainer(
+        model,
+        dataset,
+        options.train,
+        out=out,
+        resolved=options.resolved(out),
+        display=ConsoleDisplay(console),
+    )
+    result = trainer.fit(options.run.resume)
+    print_result(console, result, dataset.best_auc)
+    say(console, _closing(result, out))
+    return 130 if result.ended == "interrupted" else 0
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """Read the options of one command line.
+
+    Raises:
+        ConfigError: an option, a value or the YAML file is wrong; one line says which.
+        SystemExit: --help or --print_config was asked for, and printed.
+    """
+    parser = _make_parser()
+    argv = [_without_alias(argument) for argument in argv]
+    for argument in argv:
+        if argument.startswith("--"):
+            _check_known(argument.partition("=")[0])
+    for path in _config_paths(argv):
+        _check_config(parser, path)
+    try:
+        values = parser.parse_args(argv)
+    except argparse.ArgumentError as error:
+        raise ConfigError(_explain(error)) from error
+    groups = [_take(group, vars(values)) for group in GROUPS.values()]
+    return Options(*groups)
+
+
+def _make_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="python -m m3oe_fast.train",
+        description=DESCRIPTION,
+        usage="%(prog)s [--option value ...]",
+        epilog=EPILOG,
+        formatter_class=HelpFormatter,
+        exit_on_error=False,
+        default_env=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config",
+        action=ActionConfigFile,
+        help="A YAML file of options, name: value on each line.",
+    )
+    for title, group in GROUPS.items():
+        add_arguments(parser, group, title)
+    return parser
+
+
+def _without_alias(argument: str) -> str:
+    name, equals, value = argument.partition("=")
+    return ALIASES.get(name, name) + equals + value
+
+
+def _config_paths(argv: Sequence[str]) -> list[str]:
+    following = [value for name, value in pairwise(argv) if name == "--config"]
+    return following + [
+        argument.partition("=")[2] for argument in argv if argument.startswith("--config=")
+    ]
+
+
+def _check_config(parser: ArgumentParser, path: str) -> None:
+    """Read the file on its own first, so that an error in it names it."""
+    try:
+        with open(path, encoding="utf-8") as stream:
+            content = yaml.safe_load(stream)
+        if not isinstance(content, dict):
+            raise ConfigError("it holds no options; write name: value on each line")
+        for name in content:
+            _check_known(str(name), prefix="")
+        parser.parse_path(path)
+    except OSError as error:
+        raise ConfigError(f"config file {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, ConfigError) as error:
+        raise ConfigError(f"config file {path}: {_one_line(error)}") from error
+    except argparse.ArgumentError as error:
+        raise ConfigError(f"config file {path}: {_explain(error)}") from error
+
+
+def _check_known(name: str, prefix: str = "--") -> None:
+    known = {
+        prefix + field: prefix + field for field in (*_TYPES, "config", "print_config", "help")
+    }
+    if name not in known:
+        for theirs, ours in ALIASES.items():
+            known[prefix + theirs.removeprefix("--")] = prefix + ours.removeprefix("--")
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {known[close[0]]}?" if close else "see --help"
+        raise ConfigError(f"unknown option {name}; {hint}")
+
+
+def _explain(error: argparse.ArgumentError) -> str:
+    """A parser's message as one line that says what the option takes."""
+    message = _one_line(error)
+    named = re.match(r'Parser key "(\w+)":', message)
+    value = re.search(r"[Vv]alue: (.*)$", message)
+    if not named or not value or named[1] not in _TYPES:
+        return message
+    return f"--{named[1]} must be {_expected(_TYPES[named[1]])}, got {value[1]}"
+
+
+def _expected(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(get_args(kind))
+    names = {int: "a whole number", float: "a number", bool: "true or false"}
+    if list[int] in get_args(kind):
+        return "a whole number or a list of them"
+    return names.get(kind, "text (in a YAML file, put it in quotes)")
+
+
+def _one_line(error: Exception) -> str:
+    return re.sub(r"\s+", " ", str(error)).strip()
+
+
+def _take(group: type, values: dict[str, Any]) -> Any:
+    return group(**{field.name: values[field.name] for field in dataclasses.fields(group)})
+
+
+def _widths(value: int | Sequence[int] | str) -> tuple[int, ...]:
+    if isinstance(value, int):
+        return (value,)
+    if not isinstance(value, str):
+        return tuple(value)
+    try:
+        return tuple(int(width) for width in value.split(","))
+    except ValueError:
+        raise ConfigError(
+            f"expert_dims must be widths such as 64 or 128,64, got {value!r}"
+        ) from None
+
+
+def _choose_out(options: Options) -> str:
+    if options.run.out is not None:
+        return options.run.out
+    resume = options.run.resume
+    if resume not in (None, "last", "best") and (root := root_of(resume)):
+        return str(root)
+    return str(default_root(options.data.data, datetime.now()))
+
+
+def _check_computable(options: Options) -> None:
+    """Refuse what cannot run before a log is read, which can take long."""
+    backends.choose(options.run.backend, torch.device("cpu"), torch.float32, options.run.precision)
+    options.model.config(vocab_sizes=(1,), num_dense=0, num_domains=1, num_tasks=1)
+
+
+def _make_model(options: Options, dataset: Dataset) -> M3oE:
+    schema = dataset.schema
+    config = options.model.config(
+        schema.vocab_sizes, len(schema.dense), len(schema.domains), len(schema.tasks)
+    )
+    return M3oE(config, backend=options.run.backend, precision=options.run.precision)
+
+
+def _describe(model: M3oE, options: Options) -> list[str]:
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    isa = f", instruction set {model.isa_name}" if model.isa_name else ""
+    train = options.train
+    outer = {
+        "off": "fixed",
+        "published": f"one outer step an epoch, lr {train.fusion_lr:g}",
+        "alternating": f"an outer step every {train.outer_every} steps, lr {train.fusion_lr:g}",
+    }[train.bilevel]
+    return [
+        f"model     {options.model.model}, {parameters:,} parameters",
+        f"backend   {model.backend_name}{isa}, {model.precision}, "
+        f"{torch.get_num_threads()} threads",
+        f"training  at most {train.epochs} epochs, batch {train.batch_size:,}, {train.optimizer}, "
+        f"lr {train.lr:g}, seed {train.seed}; fusion weights: {outer}",
+    ]
+
+
+def _closing(result: Result, out: str) -> str:
+    done = len(result.history)
+    if result.ended == "interrupted":
+        return (
+            f"interrupted after epoch {done}; to go on: "
+            f"python -m m3oe_fast.train --config {out}/config.yaml --resume last"
+        )
+    why = "stopped early" if result.ended == "patience" else "done"
+    return f"{why} after epoch {done}; the weights in {out} are those of epoch {result.best_epoch}"
+
+
+if __name__ == "__main__":
+    cli.run(main)

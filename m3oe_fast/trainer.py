@@ -1,0 +1,726 @@
+"""The training loop: two optimizers, early stopping on validation AUC, exact resume.
+
+Inner level: Adam or AdamW moves ``model.network_parameters()`` on the training rows. Outer level:
+the fusion weights have an Adam of their own and move only in outer steps (bi-level optimisation:
+M3oE, SIGIR 2024, section 2.6). Everything random is a function of (seed, epoch), and the state
+behind every finished epoch is written whole, so a run that was stopped and resumed ends with the
+same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import resource
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from m3oe_fast import checkpoint, metrics
+from m3oe_fast.console import ConsoleDisplay, Display
+from m3oe_fast.data.batch import Batch
+from m3oe_fast.data.dataset import Dataset, Part
+from m3oe_fast.data.options import option
+from m3oe_fast.errors import CheckpointError, ConfigError, DataError
+from m3oe_fast.metrics import Scores
+from m3oe_fast.model import M3oE
+from m3oe_fast.run_folder import BEST, CHECKPOINTS, LAST, RunFolder
+
+Optimizer = Literal["adam", "adamw"]
+Bilevel = Literal["off", "published", "alternating"]
+Ended = Literal["epochs", "patience", "interrupted"]
+
+EVALUATION_ROWS = 8192
+"""Rows scored at once in evaluation: enough to keep the kernels busy, and a few tens of MB."""
+
+STATE_FORMAT = 1
+_OUTER_STREAM = (
+    0x6F75746572  # keeps the draws of the outer level apart from the permutations of the inner one
+)
+_FREE_TO_CHANGE = {"epochs", "patience"}
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How to train; the same for the command line and for Python.
+
+    Raises:
+        ConfigError: a field is out of range; the message names it.
+    """
+
+    epochs: int = option(10, "Passes over the training rows, at most.")
+    batch_size: int = option(4096, "Rows per step.")
+    lr: float = option(1e-3, "Learning rate of the network.")
+    fusion_lr: float = option(1e-3, "Learning rate of the fusion weights (alpha and beta).")
+    optimizer: Optimizer = option("adam", "adam (weight decay as an L2 term) or adamw (decoupled).")
+    weight_decay: float = option(1e-5, "Weight decay of the network; the fusion weights have none.")
+    patience: int = option(
+        3, "Stop after this many epochs without a better mean validation AUC; 0 never stops early."
+    )
+    bilevel: Bilevel = option(
+        "alternating",
+        "Outer steps, which train the fusion weights: alternating (every --outer_every steps, on "
+        "training rows that the network never sees), published (once an epoch, on one training "
+        "batch) or off (they stay as they start).",
+    )
+    outer_every: int = option(50, "alternating: steps of the network between two outer steps.")
+    outer_fraction: float = option(
+        0.05, "alternating: share of the training rows held out for the outer steps."
+    )
+    seed: int = option(2022, "Seed of the first weights and of the order of the rows.")
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("epochs", 1),
+            ("batch_size", 1),
+            ("patience", 0),
+            ("outer_every", 1),
+            ("seed", 0),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
+                raise ConfigError(f"{name} must be an integer of at least {least}, got {value!r}")
+        for name in ("lr", "fusion_lr", "weight_decay", "outer_fraction"):
+            value = getattr(self, name)
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int | float)
+                or not math.isfinite(value)
+            ):
+                raise ConfigError(f"{name} must be a finite number, got {value!r}")
+        for name in ("lr", "fusion_lr"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} must be above 0, got {getattr(self, name)!r}")
+        if self.weight_decay < 0:
+            raise ConfigError(f"weight_decay must be at least 0, got {self.weight_decay!r}")
+        if not 0 < self.outer_fraction < 1:
+            raise ConfigError(
+                f"outer_fraction must be between 0 and 1, got {self.outer_fraction!r}"
+            )
+        for name, choices in (("optimizer", get_args(Optimizer)), ("bilevel", get_args(Bilevel))):
+            if getattr(self, name) not in choices:
+                raise ConfigError(
+                    f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
+                )
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one finished epoch left in the history.
+
+    Attributes:
+        epoch: counted from 1.
+        train_loss: mean over the rows of their batch's loss.
+        samples: rows the network was trained on.
+        seconds, cpu_seconds: wall and process time of training and validation together.
+        validation_seconds: the validation's part of ``seconds``.
+        val: ``Scores.to_dict`` of the validation part.
+        fusion: the fusion weights after the sigmoid.
+    """
+
+    epoch: int
+    train_loss: float
+    samples: int
+    seconds: float
+    cpu_seconds: float
+    validation_seconds: float
+    val: dict[str, dict[str, float | None]]
+    fusion: dict[str, float | list[float]]
+
+    @property
+    def samples_per_second(self) -> float:
+        """Rows per second of wall time, validation included."""
+        return self.samples / self.seconds
+
+    def to_row(self) -> dict[str, Any]:
+        """The epoch as one row of metrics.csv."""
+        row: dict[str, Any] = {
+            "epoch": self.epoch,
+            "train_loss": self.train_loss,
+            "seconds": self.seconds,
+            "validation_seconds": self.validation_seconds,
+            "samples_per_second": self.samples_per_second,
+        }
+        for metric, values in self.val.items():
+            row |= {f"val_{metric}/{name}": value for name, value in values.items()}
+        for name, value in self.fusion.items():
+            if isinstance(value, list):
+                row |= {f"{name}/{index}": item for index, item in enumerate(value)}
+            else:
+                row[name] = value
+        return row
+
+
+@dataclass(frozen=True)
+class Stopper:
+    """Early stopping on a score where more is better and None is no score.
+
+    As long as no epoch had a score, the latest one counts as the best and nothing stops.
+    """
+
+    best_epoch: int = 0
+    best_score: float | None = None
+    waited: int = 0
+
+    def after(self, epoch: int, score: float | None) -> Stopper:
+        """The stopper once ``epoch`` is known to have ``score``."""
+        if self.best_score is None or (score is not None and score > self.best_score):
+            return Stopper(epoch, score)
+        return dataclasses.replace(self, waited=self.waited + 1)
+
+    def exhausted(self, patience: int) -> bool:
+        """Whether ``patience`` epochs in a row were no better; a patience of 0 never runs out."""
+        return 0 < patience <= self.waited
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands between two epochs; replaced whole: Ctrl-C leaves no half epoch."""
+
+    history: tuple[Epoch, ...] = ()
+    stopper: Stopper = Stopper()
+    best_weights: Mapping[str, Tensor] | None = None
+
+    @property
+    def epoch(self) -> int:
+        """Finished epochs."""
+        return len(self.history)
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended, measured with its best weights.
+
+    Attributes:
+        ended: "epochs" (all done), "patience" (early stop) or "interrupted" (Ctrl-C).
+        history: every finished epoch, those before a resume included.
+        best_epoch: epoch whose weights the model now has; 0 if none was finished.
+        val, test: scores of those weights.
+        metrics: the content of metrics.json.
+    """
+
+    ended: Ended
+    history: tuple[Epoch, ...]
+    best_epoch: int
+    val: Scores
+    test: Scores
+    metrics: dict[str, Any]
+
+
+class Trainer:
+    """Trains ``model`` on ``dataset``.
+
+        result = Trainer(model, dataset, TrainOptions(epochs=5), out="runs/a").fit()
+
+    Args:
+        model: new or pre-trained; it is trained in place and ends with the best weights. Seed torch
+            before making it if its first weights are to be reproducible.
+        dataset: from ``m3oe_fast.data``; its encoder is attached to the model.
+        options: how to train.
+        out: the run folder; None keeps everything in memory.
+        resolved: what config.yaml shall say; by default the options and the model's configuration.
+        display: who hears of the progress; by default a bar on a terminal and plain lines
+            elsewhere. ``Display()`` is silent.
+
+    Raises:
+        ConfigError: the model and the dataset do not fit together.
+        DataError: a part of the dataset is empty.
+    """
+
+    def __init__(
+        self,
+        model: M3oE,
+        dataset: Dataset,
+        options: TrainOptions | None = None,
+        *,
+        out: str | os.PathLike[str] | None = None,
+        resolved: Mapping[str, Any] | None = None,
+        display: Display | None = None,
+    ) -> None:
+        self.model = model
+        self.dataset = dataset
+        self.options = options or TrainOptions()
+        self.run = None if out is None else RunFolder(out)
+        self.resolved = resolved
+        self.display = ConsoleDisplay() if display is None else display
+        _check_fit(model, dataset)
+        model.encoder = dataset.encoder
+        self.progress = Progress()
+        self._written = 0
+        self._plan_rows()
+        self._make_optimizers()
+
+    def _plan_rows(self) -> None:
+        """Decide which training rows the outer level owns, and how many steps an epoch has."""
+        options, rows = self.options, len(self.dataset.train)
+        self.outer_rows: np.ndarray | None = None
+        self._is_inner = np.ones(rows, dtype=bool)
+        if options.bilevel == "alternating":
+            if rows < 2:
+                raise DataError(
+                    f"the training part of {self.dataset.name} has one row; use bilevel off"
+                )
+            count = min(max(1, round(options.outer_fraction * rows)), rows - 1)
+            self.outer_rows = np.sort(_draws(options.seed, 0).permutation(rows)[:count])
+            self._is_inner[self.outer_rows] = False
+        self.inner_rows = int(self._is_inner.sum())
+        self.steps_per_epoch = math.ceil(self.inner_rows / options.batch_size)
+
+    def _make_optimizers(self) -> None:
+        options = self.options
+        kind = torch.optim.Adam if options.optimizer == "adam" else torch.optim.AdamW
+        self.network_optimizer = kind(
+            self.model.network_parameters(),
+            lr=options.lr,
+            weight_decay=options.weight_decay,
+            fused=True,
+        )
+        self.fusion_optimizer = None
+        if options.bilevel != "off":
+            self.fusion_optimizer = torch.optim.Adam(
+                self.model.fusion_parameters(), lr=options.fusion_lr, fused=True
+            )
+
+    # The run ----------------------------------------------------------------------------------
+
+    def fit(self, resume: str | os.PathLike[str] | None = None) -> Result:
+        """Train to the end, restore the best weights, measure them, and write the run folder.
+
+        Ctrl-C ends the run early in the same way: the result says "interrupted" and the run can be
+        resumed.
+
+        Args:
+            resume: "last" or "best" of the run folder, or a path to a run folder or checkpoint.
+                "last" without a checkpoint starts afresh. A finished run is measured again and its
+                files are left alone.
+
+        Raises:
+            ConfigError: the run folder cannot be used, or the training diverged.
+            CheckpointError: the checkpoint is missing, damaged or of another configuration.
+            UserError: the run folder cannot be written any more.
+        """
+        if self.run is not None:
+            self.run.check(resuming=continues(self.run, resume))
+        torch.manual_seed(self.options.seed)
+        if resume is not None:
+            self._resume(resume)
+        finished_before = self._ended() is not None
+        if self.run is not None and not (finished_before and self.run.holds_run()):
+            self.run.write_config(self.resolved or self._default_config())
+        ended = self._train()
+        self._ensure_best()
+        result = self._measure(ended)
+        if self.run is not None and not (finished_before and self._is_written(result)):
+            self.run.write_metrics(result.metrics)
+        return result
+
+    def _ended(self) -> Ended | None:
+        if self.progress.epoch >= self.options.epochs:
+            return "epochs"
+        return "patience" if self.progress.stopper.exhausted(self.options.patience) else None
+
+    def _train(self) -> Ended:
+        """Run the epochs that are left; whatever happens, leave the best weights in the model."""
+        try:
+            # Inner steps need no gradient of the fusion weights; outer steps switch it on.
+            with _frozen(self.model.fusion_parameters()), self.display:
+                while (ended := self._ended()) is None:
+                    self._run_epoch()
+            return ended
+        except KeyboardInterrupt:
+            if self._written < self.progress.epoch:
+                self._write_epoch()
+            return "interrupted"
+        finally:
+            if self.progress.best_weights is not None:
+                self.model.load_state_dict(self.progress.best_weights)
+
+    def _run_epoch(self) -> None:
+        number = self.progress.epoch + 1
+        wall, cpu = time.perf_counter(), time.process_time()
+        self.display.begin_epoch(number, self.options.epochs, self.inner_rows)
+        train_loss = self._train_epoch(number)
+        if self.options.bilevel == "published":
+            self._outer_step(number - 1)
+        validation = time.perf_counter()
+        val = evaluate(self.model, self.dataset.val, self.dataset)
+        now = time.perf_counter()
+        record = Epoch(
+            epoch=number,
+            train_loss=train_loss,
+            samples=self.inner_rows,
+            seconds=now - wall,
+            cpu_seconds=time.process_time() - cpu,
+            validation_seconds=now - validation,
+            val=val.to_dict(),
+            fusion=self.model.fusion_values(),
+        )
+        stopper = self.progress.stopper.after(number, val.mean_auc)
+        is_best = stopper.best_epoch == number
+        best_weights = _copy(self.model.state_dict()) if is_best else self.progress.best_weights
+        self.progress = Progress((*self.progress.history, record), stopper, best_weights)
+        self._write_epoch()
+        self.display.end_epoch(record, is_best)
+
+    def _train_epoch(self, number: int) -> float:
+        """One pass over the inner rows; returns the mean loss."""
+        options, model, optimizer = self.options, self.model, self.network_optimizer
+        order = self.dataset.train.permutation(options.seed, number)
+        order = order[self._is_inner[order]]
+        device = _device(model)
+        model.train()
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        step = (number - 1) * self.steps_per_epoch
+        done = 0
+        for batch in self.dataset.train.batches(options.batch_size, order):
+            optimizer.zero_grad(set_to_none=True)
+            loss = model.loss(*_to(batch, device))
+            loss.backward()
+            optimizer.step()
+            # The sum stays where it is: reading it every step would stall a GPU.
+            total.add_(loss.detach(), alpha=len(batch.domain))
+            done += len(batch.domain)
+            step += 1
+            if options.bilevel == "alternating" and step % options.outer_every == 0:
+                self._outer_step(step // options.outer_every - 1)
+            self.display.advance(done, lambda done=done: total.item() / done)
+        mean = total.item() / done
+        if not math.isfinite(mean):
+            raise ConfigError(
+                f"training diverged in epoch {number} (the loss is {mean}): "
+                f"lower lr (now {options.lr:g})"
+            )
+        return mean
+
+    def _outer_step(self, number: int) -> None:
+        """Move the fusion weights, and nothing else, on one batch of their rows.
+
+        Args:
+            number: outer steps so far; the batch is a function of it and the seed.
+        """
+        batch = _to(self.dataset.train.take(self._outer_batch(number)), _device(self.model))
+        fusion = self.model.fusion_parameters()
+        for parameter in fusion:
+            parameter.requires_grad_(True)
+        with _frozen(self.model.network_parameters()):
+            loss = self.model.loss(*batch)
+            gradients = torch.autograd.grad(loss, fusion, allow_unused=True)
+        for parameter, gradient in zip(fusion, gradients, strict=True):
+            parameter.requires_grad_(False)
+            parameter.grad = gradient
+        self.fusion_optimizer.step()
+        self.fusion_optimizer.zero_grad(set_to_none=True)
+
+    def _outer_batch(self, number: int) -> np.ndarray:
+        """Row numbers of an outer batch: shuffled passes over the held-out or all rows."""
+        rows = len(self.dataset.train) if self.outer_rows is None else len(self.outer_rows)
+        size = min(self.options.batch_size, rows)
+        turn, position = divmod(number, rows // size)
+        picked = _draws(self.options.seed, 1 + turn).permutation(rows)[
+            position * size : (position + 1) * size
+        ]
+        return picked if self.outer_rows is None else self.outer_rows[picked]
+
+    def _measure(self, ended: Ended) -> Result:
+        val = evaluate(self.model, self.dataset.val, self.dataset)
+        test = evaluate(self.model, self.dataset.test, self.dataset)
+        best_epoch = self.progress.stopper.best_epoch
+        return Result(
+            ended,
+            self.progress.history,
+            best_epoch,
+            val,
+            test,
+            self._metrics(best_epoch, val, test),
+        )
+
+    def _metrics(self, best_epoch: int, val: Scores, test: Scores) -> dict[str, Any]:
+        model, data, history = self.model, self.dataset, self.progress.history
+        seconds = math.fsum(epoch.seconds for epoch in history)
+        samples = sum(epoch.samples for epoch in history)
+        return {
+            "data": {
+                "name": data.name,
+                "split": data.split,
+                "rows": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
+                "domains": list(data.schema.domains),
+                "tasks": list(data.schema.tasks),
+            },
+            "model": {"name": "m3oe", "parameters": sum(p.numel() for p in model.parameters())},
+            "backend": model.backend_name,
+            "isa": model.isa_name,
+            "precision": model.precision,
+            "train": {
+                "epochs": len(history),
+                "seconds": seconds,
+                "cpu_seconds": math.fsum(epoch.cpu_seconds for epoch in history),
+                "samples_per_second": samples / seconds if history else None,
+                "peak_rss_bytes": peak_rss_bytes(),
+            },
+            "best_epoch": best_epoch,
+            "val": val.to_dict(),
+            "test": test.to_dict(),
+            "fusion": model.fusion_values(),
+        }
+
+    # Files ------------------------------------------------------------------------------------
+
+    def _write_epoch(self) -> None:
+        """Write the state behind the last finished epoch. ``best`` goes first: see `_newest`."""
+        if self.run is not None:
+            is_best = self.progress.stopper.best_epoch == self.progress.epoch
+            for name in (BEST, LAST) if is_best else (LAST,):
+                self.model.save(self.run.checkpoint(name), trainer_state=self._state())
+            self.run.write_history([epoch.to_row() for epoch in self.progress.history])
+        self._written = self.progress.epoch
+
+    def _ensure_best(self) -> None:
+        """A run resumed from elsewhere may never have had a better epoch of its own to write."""
+        best_known = self.progress.best_weights is not None
+        if self.run is not None and best_known and not self.run.checkpoint(BEST).exists():
+            self.model.save(self.run.checkpoint(BEST))
+
+    def _state(self) -> dict[str, Any]:
+        progress = self.progress
+        is_best = progress.stopper.best_epoch == progress.epoch
+        return {
+            "format": STATE_FORMAT,
+            "options": self._fixed_options(),
+            "data": self._identity(),
+            "history": [dataclasses.asdict(epoch) for epoch in progress.history],
+            "stopper": dataclasses.asdict(progress.stopper),
+            # With the best weights inside, a checkpoint needs no other file to resume from.
+            "best_weights": None if is_best else dict(progress.best_weights),
+            "network_optimizer": self.network_optimizer.state_dict(),
+            "fusion_optimizer": None
+            if self.fusion_optimizer is None
+            else self.fusion_optimizer.state_dict(),
+            "rng": torch.get_rng_state(),
+        }
+
+    def _identity(self) -> dict[str, Any]:
+        """Which rows the run goes over. Equal digests are equal rows, whatever the log is called;
+        the other entries are there to say what differs."""
+        data = self.dataset
+        return {
+            "data": data.name,
+            "split": data.split,
+            "split_seed": data.split_seed,
+            "domains": list(data.schema.domains),
+            "tasks": list(data.schema.tasks),
+            "digest of the rows": data.identity,
+        }
+
+    def _fixed_options(self) -> dict[str, Any]:
+        """The options that decide the course of the run; a resumed run cannot change them."""
+        options = dataclasses.asdict(self.options) | {"precision": self.model.precision}
+        return {name: value for name, value in options.items() if name not in _FREE_TO_CHANGE}
+
+    def _default_config(self) -> dict[str, Any]:
+        of_data = ("vocab_sizes", "num_dense", "num_domains", "num_tasks")
+        sizes = {k: v for k, v in self.model.config.to_dict().items() if k not in of_data}
+        return {
+            "data": f"prepared:{self.dataset.folder}",
+            "model": "m3oe",
+            **sizes,
+            **dataclasses.asdict(self.options),
+            "backend": self.model.backend_name,
+            "precision": self.model.precision,
+            "out": str(self.run.root),
+        }
+
+    def _resume(self, resume: str | os.PathLike[str]) -> None:
+        found = self._find(resume)
+        if found is None:
+            self.display.message("nothing to resume from: starting afresh")
+            return
+        file, content = found
+        self._check_same(file, content)
+        state = content["trainer"]
+        self.model.load_weights(content["weights"], source=str(file))
+        best_weights = (
+            content["weights"] if state["best_weights"] is None else state["best_weights"]
+        )
+        self.network_optimizer.load_state_dict(state["network_optimizer"])
+        if self.fusion_optimizer is not None:
+            self.fusion_optimizer.load_state_dict(state["fusion_optimizer"])
+        torch.set_rng_state(state["rng"])
+        history = tuple(Epoch(**epoch) for epoch in state["history"])
+        self.progress = Progress(history, Stopper(**state["stopper"]), _copy(best_weights))
+        self._written = self.progress.epoch
+        self.display.message(
+            f"resuming after epoch {self.progress.epoch} from {file}"
+            if self._ended() is None
+            else f"{file} is of a finished run: nothing to train, its files stay as they are"
+        )
+
+    def _find(self, resume: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]] | None:
+        """The checkpoint that ``resume`` names and its content, None if there is none yet."""
+        if resume == BEST:
+            if self.run is None:
+                raise ConfigError(
+                    "resume best needs the run folder that holds it: name it with out"
+                )
+            return _read(self.run.checkpoint(BEST))
+        if resume == LAST:
+            return None if self.run is None else _newest(self.run)
+        if (Path(resume) / CHECKPOINTS).is_dir() and (newest := _newest(RunFolder(resume))):
+            return newest
+        return _read(Path(resume))
+
+    def _check_same(self, file: Path, content: Mapping[str, Any]) -> None:
+        """Raise CheckpointError that names the first field in which the checkpoint differs."""
+        state = content["trainer"]
+        if state is None:
+            raise CheckpointError(
+                f"{file} holds a model but no training state: it cannot be resumed"
+            )
+        if state.get("format") != STATE_FORMAT:
+            raise CheckpointError(
+                f"{file} was written by another version of m3oe_fast and cannot be resumed"
+            )
+        data = self._identity()
+        same_rows = data["digest of the rows"] == state["data"].get("digest of the rows")
+        for own, saved in (
+            ({} if same_rows else data, state["data"]),
+            (self.model.config.to_dict(), content["config"]),
+            (self._fixed_options(), state["options"]),
+        ):
+            for name, value in own.items():
+                if saved.get(name) != value:
+                    raise CheckpointError(
+                        f"{file} belongs to another configuration: {name} was "
+                        f"{_short(saved.get(name))} and is now {_short(value)}; resume with the "
+                        "run's own config.yaml, or train in a new folder"
+                    )
+
+    def _is_written(self, result: Result) -> bool:
+        """Whether metrics.json already tells of this very result."""
+        old = self.run.read_metrics()
+        return old is not None and all(
+            (old.get(part) or {}).get(key) == result.metrics[part][key]
+            for part, key in (("train", "epochs"), ("train", "seconds"))
+        )
+
+
+def evaluate(model: nn.Module, part: Part, dataset: Dataset) -> Scores:
+    """Score a part of ``dataset`` and measure every (domain, task) pair."""
+    schema = dataset.schema
+    return metrics.evaluate(
+        score(model, part, len(schema.tasks)), part.domain, part.label, schema.domains, schema.tasks
+    )
+
+
+@torch.no_grad()
+def score(model: nn.Module, part: Part, num_tasks: int) -> np.ndarray:
+    """Logits float32 [N, T] of every row of ``part`` in stored order."""
+    device = _device(model)
+    was_training = model.training
+    model.eval()
+    logits = np.empty((len(part), num_tasks), dtype=np.float32)
+    start = 0
+    for batch in part.batches(EVALUATION_ROWS):
+        batch = _to(batch, device)
+        end = start + len(batch.domain)
+        logits[start:end] = model(batch.ids, batch.dense, batch.domain).cpu().numpy()
+        start = end
+    model.train(was_training)
+    return logits
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident memory this process has had."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _check_fit(model: M3oE, dataset: Dataset) -> None:
+    for name in ("train", "val", "test"):
+        if not len(getattr(dataset, name)):
+            raise DataError(
+                f"the split {dataset.split} leaves the {name} part of {dataset.name} empty; "
+                "use a larger log or another split"
+            )
+    config, schema = model.config, dataset.schema
+    for name, have, need in (
+        ("vocab_sizes", tuple(config.vocab_sizes), tuple(schema.vocab_sizes)),
+        ("num_dense", config.num_dense, len(schema.dense)),
+        ("num_domains", config.num_domains, len(schema.domains)),
+        ("num_tasks", config.num_tasks, len(schema.tasks)),
+    ):
+        if have != need:
+            raise ConfigError(
+                f"the model's {name} is {_short(have)}, {dataset.name} needs {_short(need)}"
+            )
+
+
+def continues(run: RunFolder, resume: str | os.PathLike[str] | None) -> bool:
+    """Whether ``resume`` names the run that lies in ``run``, which may then be written on."""
+    if resume is None:
+        return False
+    return resume in (LAST, BEST) or run.root.resolve() in (
+        Path(resume).resolve(),
+        *Path(resume).resolve().parents,
+    )
+
+
+def _newest(run: RunFolder) -> tuple[Path, dict[str, Any]] | None:
+    """The latest state of a run: ``best`` if it was killed after writing that, else ``last``."""
+    found = [_read(run.checkpoint(name)) for name in (LAST, BEST) if run.checkpoint(name).exists()]
+    return max(
+        found, key=lambda item: len((item[1]["trainer"] or {}).get("history", ())), default=None
+    )
+
+
+def _read(path: Path) -> tuple[Path, dict[str, Any]]:
+    return checkpoint.locate(path), checkpoint.read(path)
+
+
+def _draws(seed: int, number: int) -> np.random.Generator:
+    return np.random.default_rng([seed, _OUTER_STREAM, number])
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _to(batch: Batch, device: torch.device) -> Batch:
+    return (
+        batch
+        if device.type == "cpu"
+        else Batch(*(tensor.to(device, non_blocking=True) for tensor in batch))
+    )
+
+
+def _copy(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in weights.items()}
+
+
+@contextmanager
+def _frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Switch the gradient of ``parameters`` off, and back to what it was."""
+    before = [parameter.requires_grad for parameter in parameters]
+    _require(parameters, [False] * len(before))
+    try:
+        yield
+    finally:
+        _require(parameters, before)
+
+
+def _require(parameters: Iterable[nn.Parameter], flags: Iterable[bool]) -> None:
+    for parameter, flag in zip(parameters, flags, strict=True):
+        parameter.requires_grad_(flag)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
