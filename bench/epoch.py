@@ -16,10 +16,10 @@ import torch
 
 from bench import document, environment, report, timing
 from m3oe_fast import M3oE, M3oEConfig, cli
-from m3oe_fast.console import Display
 from m3oe_fast.data import Dataset, load
 from m3oe_fast.data.splits import SPLITS
-from m3oe_fast.trainer import Result, Trainer, TrainOptions
+from m3oe_fast.training import Result, Trainer, TrainOptions
+from m3oe_fast.training.console import Display
 
 
 class Fit(NamedTuple):

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import pickle
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from m3oe_fast.atomic import replacing
 from m3oe_fast.errors import CheckpointError
 
 FILE_NAME = "model.pt"
@@ -68,18 +68,8 @@ def write(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
         CheckpointError: the folder cannot be written or the disk is full; the old file is untouched.
     """
     path = Path(path)
-    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as stream:
+        with replacing(path) as stream:
             torch.save({"format": FORMAT, **content}, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"cannot write {path}: {error}") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)

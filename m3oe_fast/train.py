@@ -21,14 +21,15 @@ from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter
 
 from m3oe_fast import backends, cli
 from m3oe_fast.config import Fusion, Init, M3oEConfig, StarActivation
-from m3oe_fast.console import ConsoleDisplay, make_console, print_result, say
 from m3oe_fast.data import load_options
 from m3oe_fast.data.dataset import Dataset
 from m3oe_fast.data.options import DataOptions, add_arguments, option
 from m3oe_fast.errors import ConfigError
 from m3oe_fast.model import M3oE
-from m3oe_fast.run_folder import RunFolder, default_root, root_of
-from m3oe_fast.trainer import Result, Trainer, TrainOptions, continues
+from m3oe_fast.training import Result, Trainer, TrainOptions
+from m3oe_fast.training.console import ConsoleDisplay, make_console, print_result, say
+from m3oe_fast.training.resume import continues
+from m3oe_fast.training.run_folder import RunFolder, default_root, root_of
 
 MODELS = ("m3oe",)
 
@@ -67,9 +68,7 @@ class ModelOptions:
     """Which model, and its sizes and switches; the defaults are the published ones."""
 
     model: str = option("m3oe", f"The model: {', '.join(MODELS)}.")
-    shared_experts: int = option(
-        M3oEConfig.shared_experts, "K, experts shared by all domains and tasks."
-    )
+    shared_experts: int = option(M3oEConfig.shared_experts, "K, experts shared by all domains and tasks.")
     embed_dim: int = option(M3oEConfig.embed_dim, "Width of the embedding of one id field.")
     star_dim: int = option(M3oEConfig.star_dim, "S, width of the star layer.")
     hidden_dim: int = option(M3oEConfig.hidden_dim, "H, width of the representation.")
@@ -89,21 +88,15 @@ class ModelOptions:
         M3oEConfig.fusion,
         "Fusion weights: four scalars (paper), or one per domain and per task (per_index).",
     )
-    fusion_init: float = option(
-        M3oEConfig.fusion_init, "First value of the fusion logits; 1 is a weight of 0.731."
-    )
-    init: Init = option(
-        M3oEConfig.init, "First values: published, or star (domain matrices start at one)."
-    )
+    fusion_init: float = option(M3oEConfig.fusion_init, "First value of the fusion logits; 1 is a weight of 0.731.")
+    init: Init = option(M3oEConfig.init, "First values: published, or star (domain matrices start at one).")
 
     def __post_init__(self) -> None:
         if self.model not in MODELS:
             raise ConfigError(f"model {self.model!r} does not exist; there is {', '.join(MODELS)}")
         object.__setattr__(self, "expert_dims", _widths(self.expert_dims))
 
-    def config(
-        self, vocab_sizes: Sequence[int], num_dense: int, num_domains: int, num_tasks: int
-    ) -> M3oEConfig:
+    def config(self, vocab_sizes: Sequence[int], num_dense: int, num_domains: int, num_tasks: int) -> M3oEConfig:
         """The model's configuration for a log of these sizes."""
         sizes = dataclasses.asdict(self)
         del sizes["model"]
@@ -118,9 +111,7 @@ class RunOptions:
         "auto", "What computes: auto takes the fastest that runs here, reference is plain PyTorch."
     )
     precision: Literal[backends.PRECISIONS] = option("fp32", "Precision of the matrix products.")
-    out: str | None = option(
-        None, "The run folder (default: runs/<data>-<time>). One that holds a run needs --resume."
-    )
+    out: str | None = option(None, "The run folder (default: runs/<data>-<time>). One that holds a run needs --resume.")
     resume: str | None = option(
         None,
         "Go on with a run: last or best of the run folder --out, or the path of a run folder or "
@@ -151,9 +142,7 @@ class Options:
     def resolved(self, out: str) -> dict[str, Any]:
         """The content of config.yaml: what --config needs to do the same again."""
         groups = (self.data, self.model, self.train, self.run)
-        flat = {
-            name: value for group in groups for name, value in dataclasses.asdict(group).items()
-        }
+        flat = {name: value for group in groups for name, value in dataclasses.asdict(group).items()}
         del flat["resume"]
         return flat | {"out": out}
 
@@ -250,9 +239,7 @@ def _without_alias(argument: str) -> str:
 
 def _config_paths(argv: Sequence[str]) -> list[str]:
     following = [value for name, value in pairwise(argv) if name == "--config"]
-    return following + [
-        argument.partition("=")[2] for argument in argv if argument.startswith("--config=")
-    ]
+    return following + [argument.partition("=")[2] for argument in argv if argument.startswith("--config=")]
 
 
 def _check_config(parser: ArgumentParser, path: str) -> None:
@@ -274,9 +261,7 @@ def _check_config(parser: ArgumentParser, path: str) -> None:
 
 
 def _check_known(name: str, prefix: str = "--") -> None:
-    known = {
-        prefix + field: prefix + field for field in (*_TYPES, "config", "print_config", "help")
-    }
+    known = {prefix + field: prefix + field for field in (*_TYPES, "config", "print_config", "help")}
     if name not in known:
         for theirs, ours in ALIASES.items():
             known[prefix + theirs.removeprefix("--")] = prefix + ours.removeprefix("--")
@@ -320,9 +305,7 @@ def _widths(value: int | Sequence[int] | str) -> tuple[int, ...]:
     try:
         return tuple(int(width) for width in value.split(","))
     except ValueError:
-        raise ConfigError(
-            f"expert_dims must be widths such as 64 or 128,64, got {value!r}"
-        ) from None
+        raise ConfigError(f"expert_dims must be widths such as 64 or 128,64, got {value!r}") from None
 
 
 def _choose_out(options: Options) -> str:
@@ -342,9 +325,7 @@ def _check_computable(options: Options) -> None:
 
 def _make_model(options: Options, dataset: Dataset) -> M3oE:
     schema = dataset.schema
-    config = options.model.config(
-        schema.vocab_sizes, len(schema.dense), len(schema.domains), len(schema.tasks)
-    )
+    config = options.model.config(schema.vocab_sizes, len(schema.dense), len(schema.domains), len(schema.tasks))
     return M3oE(config, backend=options.run.backend, precision=options.run.precision)
 
 
@@ -359,8 +340,7 @@ def _describe(model: M3oE, options: Options) -> list[str]:
     }[train.bilevel]
     return [
         f"model     {options.model.model}, {parameters:,} parameters",
-        f"backend   {model.backend_name}{isa}, {model.precision}, "
-        f"{torch.get_num_threads()} threads",
+        f"backend   {model.backend_name}{isa}, {model.precision}, {torch.get_num_threads()} threads",
         f"training  at most {train.epochs} epochs, batch {train.batch_size:,}, {train.optimizer}, "
         f"lr {train.lr:g}, seed {train.seed}; fusion weights: {outer}",
     ]

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from m3oe_fast.errors import ConfigError, UserError
-from m3oe_fast.run_folder import RunFolder, default_root, root_of, write_text
+from m3oe_fast.training.run_folder import RunFolder, default_root, root_of, write_text
 
 NOON = datetime(2024, 5, 17, 12, 0, 0)
 
@@ -45,7 +45,7 @@ def test_folder_without_permission_is_one_line(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("m3oe_fast.run_folder.tempfile.mkstemp", refuse)
+    monkeypatch.setattr("m3oe_fast.training.run_folder.tempfile.mkstemp", refuse)
     with pytest.raises(ConfigError, match="Permission denied"):
         RunFolder(tmp_path / "new").check(resuming=False)
     assert list(tmp_path.iterdir()) == []

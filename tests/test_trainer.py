@@ -14,12 +14,14 @@ import torch
 from rich.console import Console
 
 from m3oe_fast import M3oE, M3oEConfig, backends, checkpoint
-from m3oe_fast.console import ConsoleDisplay, Display, print_result
 from m3oe_fast.data.dataset import Dataset, Part
 from m3oe_fast.data.schema import Schema
 from m3oe_fast.errors import CheckpointError, ConfigError, DataError, UserError
 from m3oe_fast.train import parse
-from m3oe_fast.trainer import Stopper, Trainer, TrainOptions, evaluate
+from m3oe_fast.training import Trainer, TrainOptions
+from m3oe_fast.training.console import ConsoleDisplay, Display, print_result
+from m3oe_fast.training.evaluation import evaluate
+from m3oe_fast.training.history import Stopper
 
 OPTIONS = TrainOptions(epochs=3, batch_size=64, lr=1e-2, outer_every=2, patience=0)
 DOMAINS, TASKS = ("home", "live", "[b]odd"), ("click", "like")
@@ -332,7 +334,7 @@ def with_scores(monkeypatch, scores):
         value = next(left, None)
         return real if value is None else SimpleNamespace(mean_auc=value, to_dict=real.to_dict)
 
-    monkeypatch.setattr("m3oe_fast.trainer.evaluate", fake)
+    monkeypatch.setattr("m3oe_fast.training.trainer.evaluate", fake)
 
 
 @pytest.mark.parametrize(("patience", "ended", "done"), [(2, "patience", 4), (0, "epochs", 5)])

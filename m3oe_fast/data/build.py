@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from m3oe_fast.data.auc import auc_by_pair
+from m3oe_fast import metrics
 from m3oe_fast.data.encode import Encoder, fields_of
 from m3oe_fast.data.rawlog import RawLog
 from m3oe_fast.data.splits import Rows, split_rows
@@ -59,7 +59,8 @@ def best_auc(log: RawLog, test: np.ndarray) -> dict[str, float | None] | None:
     if log.probability is None:
         return None
     domains, tasks = log.domain_rule.names, log.tasks
-    return auc_by_pair(log.probability[test], log.label[test], log.domain[test], domains, tasks)
+    scores = metrics.evaluate(log.probability[test], log.domain[test], log.label[test], domains, tasks)
+    return scores.to_dict()["auc"]
 
 
 def count_rows(log: RawLog, rows: Rows) -> dict[str, Any]:

@@ -19,181 +19,28 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from m3oe_fast import checkpoint, metrics
-from m3oe_fast.console import ConsoleDisplay, Display
-from m3oe_fast.data.batch import Batch
-from m3oe_fast.data.dataset import Dataset, Part
-from m3oe_fast.data.options import option
-from m3oe_fast.errors import CheckpointError, ConfigError, DataError
+from m3oe_fast.data.dataset import Dataset
+from m3oe_fast.errors import ConfigError, DataError
 from m3oe_fast.metrics import Scores
 from m3oe_fast.model import M3oE
-from m3oe_fast.run_folder import BEST, CHECKPOINTS, LAST, RunFolder
+from m3oe_fast.training.console import ConsoleDisplay, Display
+from m3oe_fast.training.evaluation import device_of, evaluate, to_device
+from m3oe_fast.training.history import Epoch, Progress, Stopper
+from m3oe_fast.training.options import TrainOptions
+from m3oe_fast.training.resume import STATE_FORMAT, check_same, continues, newest, read_state, short
+from m3oe_fast.training.run_folder import BEST, CHECKPOINTS, LAST, RunFolder
 
-Optimizer = Literal["adam", "adamw"]
-Bilevel = Literal["off", "published", "alternating"]
 Ended = Literal["epochs", "patience", "interrupted"]
 
-EVALUATION_ROWS = 8192
-"""Rows scored at once in evaluation: enough to keep the kernels busy, and a few tens of MB."""
 
-STATE_FORMAT = 1
-_OUTER_STREAM = (
-    0x6F75746572  # keeps the draws of the outer level apart from the permutations of the inner one
-)
+_OUTER_STREAM = 0x6F75746572  # keeps the draws of the outer level apart from the permutations of the inner one
 _FREE_TO_CHANGE = {"epochs", "patience"}
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """How to train; the same for the command line and for Python.
-
-    Raises:
-        ConfigError: a field is out of range; the message names it.
-    """
-
-    epochs: int = option(10, "Passes over the training rows, at most.")
-    batch_size: int = option(4096, "Rows per step.")
-    lr: float = option(1e-3, "Learning rate of the network.")
-    fusion_lr: float = option(1e-3, "Learning rate of the fusion weights (alpha and beta).")
-    optimizer: Optimizer = option("adam", "adam (weight decay as an L2 term) or adamw (decoupled).")
-    weight_decay: float = option(1e-5, "Weight decay of the network; the fusion weights have none.")
-    patience: int = option(
-        3, "Stop after this many epochs without a better mean validation AUC; 0 never stops early."
-    )
-    bilevel: Bilevel = option(
-        "alternating",
-        "Outer steps, which train the fusion weights: alternating (every --outer_every steps, on "
-        "training rows that the network never sees), published (once an epoch, on one training "
-        "batch) or off (they stay as they start).",
-    )
-    outer_every: int = option(50, "alternating: steps of the network between two outer steps.")
-    outer_fraction: float = option(
-        0.05, "alternating: share of the training rows held out for the outer steps."
-    )
-    seed: int = option(2022, "Seed of the first weights and of the order of the rows.")
-
-    def __post_init__(self) -> None:
-        for name, least in (
-            ("epochs", 1),
-            ("batch_size", 1),
-            ("patience", 0),
-            ("outer_every", 1),
-            ("seed", 0),
-        ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
-                raise ConfigError(f"{name} must be an integer of at least {least}, got {value!r}")
-        for name in ("lr", "fusion_lr", "weight_decay", "outer_fraction"):
-            value = getattr(self, name)
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, int | float)
-                or not math.isfinite(value)
-            ):
-                raise ConfigError(f"{name} must be a finite number, got {value!r}")
-        for name in ("lr", "fusion_lr"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} must be above 0, got {getattr(self, name)!r}")
-        if self.weight_decay < 0:
-            raise ConfigError(f"weight_decay must be at least 0, got {self.weight_decay!r}")
-        if not 0 < self.outer_fraction < 1:
-            raise ConfigError(
-                f"outer_fraction must be between 0 and 1, got {self.outer_fraction!r}"
-            )
-        for name, choices in (("optimizer", get_args(Optimizer)), ("bilevel", get_args(Bilevel))):
-            if getattr(self, name) not in choices:
-                raise ConfigError(
-                    f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
-                )
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What one finished epoch left in the history.
-
-    Attributes:
-        epoch: counted from 1.
-        train_loss: mean over the rows of their batch's loss.
-        samples: rows the network was trained on.
-        seconds, cpu_seconds: wall and process time of training and validation together.
-        validation_seconds: the validation's part of ``seconds``.
-        val: ``Scores.to_dict`` of the validation part.
-        fusion: the fusion weights after the sigmoid.
-    """
-
-    epoch: int
-    train_loss: float
-    samples: int
-    seconds: float
-    cpu_seconds: float
-    validation_seconds: float
-    val: dict[str, dict[str, float | None]]
-    fusion: dict[str, float | list[float]]
-
-    @property
-    def samples_per_second(self) -> float:
-        """Rows per second of wall time, validation included."""
-        return self.samples / self.seconds
-
-    def to_row(self) -> dict[str, Any]:
-        """The epoch as one row of metrics.csv."""
-        row: dict[str, Any] = {
-            "epoch": self.epoch,
-            "train_loss": self.train_loss,
-            "seconds": self.seconds,
-            "validation_seconds": self.validation_seconds,
-            "samples_per_second": self.samples_per_second,
-        }
-        for metric, values in self.val.items():
-            row |= {f"val_{metric}/{name}": value for name, value in values.items()}
-        for name, value in self.fusion.items():
-            if isinstance(value, list):
-                row |= {f"{name}/{index}": item for index, item in enumerate(value)}
-            else:
-                row[name] = value
-        return row
-
-
-@dataclass(frozen=True)
-class Stopper:
-    """Early stopping on a score where more is better and None is no score.
-
-    As long as no epoch had a score, the latest one counts as the best and nothing stops.
-    """
-
-    best_epoch: int = 0
-    best_score: float | None = None
-    waited: int = 0
-
-    def after(self, epoch: int, score: float | None) -> Stopper:
-        """The stopper once ``epoch`` is known to have ``score``."""
-        if self.best_score is None or (score is not None and score > self.best_score):
-            return Stopper(epoch, score)
-        return dataclasses.replace(self, waited=self.waited + 1)
-
-    def exhausted(self, patience: int) -> bool:
-        """Whether ``patience`` epochs in a row were no better; a patience of 0 never runs out."""
-        return 0 < patience <= self.waited
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands between two epochs; replaced whole: Ctrl-C leaves no half epoch."""
-
-    history: tuple[Epoch, ...] = ()
-    stopper: Stopper = Stopper()
-    best_weights: Mapping[str, Tensor] | None = None
-
-    @property
-    def epoch(self) -> int:
-        """Finished epochs."""
-        return len(self.history)
 
 
 @dataclass(frozen=True)
@@ -266,9 +113,7 @@ class Trainer:
         self._is_inner = np.ones(rows, dtype=bool)
         if options.bilevel == "alternating":
             if rows < 2:
-                raise DataError(
-                    f"the training part of {self.dataset.name} has one row; use bilevel off"
-                )
+                raise DataError(f"the training part of {self.dataset.name} has one row; use bilevel off")
             count = min(max(1, round(options.outer_fraction * rows)), rows - 1)
             self.outer_rows = np.sort(_draws(options.seed, 0).permutation(rows)[:count])
             self._is_inner[self.outer_rows] = False
@@ -286,9 +131,7 @@ class Trainer:
         )
         self.fusion_optimizer = None
         if options.bilevel != "off":
-            self.fusion_optimizer = torch.optim.Adam(
-                self.model.fusion_parameters(), lr=options.fusion_lr, fused=True
-            )
+            self.fusion_optimizer = torch.optim.Adam(self.model.fusion_parameters(), lr=options.fusion_lr, fused=True)
 
     # The run ----------------------------------------------------------------------------------
 
@@ -376,14 +219,14 @@ class Trainer:
         options, model, optimizer = self.options, self.model, self.network_optimizer
         order = self.dataset.train.permutation(options.seed, number)
         order = order[self._is_inner[order]]
-        device = _device(model)
+        device = device_of(model)
         model.train()
         total = torch.zeros((), dtype=torch.float64, device=device)
         step = (number - 1) * self.steps_per_epoch
         done = 0
         for batch in self.dataset.train.batches(options.batch_size, order):
             optimizer.zero_grad(set_to_none=True)
-            loss = model.loss(*_to(batch, device))
+            loss = model.loss(*to_device(batch, device))
             loss.backward()
             optimizer.step()
             # The sum stays where it is: reading it every step would stall a GPU.
@@ -396,8 +239,7 @@ class Trainer:
         mean = total.item() / done
         if not math.isfinite(mean):
             raise ConfigError(
-                f"training diverged in epoch {number} (the loss is {mean}): "
-                f"lower lr (now {options.lr:g})"
+                f"training diverged in epoch {number} (the loss is {mean}): lower lr (now {options.lr:g})"
             )
         return mean
 
@@ -407,7 +249,7 @@ class Trainer:
         Args:
             number: outer steps so far; the batch is a function of it and the seed.
         """
-        batch = _to(self.dataset.train.take(self._outer_batch(number)), _device(self.model))
+        batch = to_device(self.dataset.train.take(self._outer_batch(number)), device_of(self.model))
         fusion = self.model.fusion_parameters()
         for parameter in fusion:
             parameter.requires_grad_(True)
@@ -425,9 +267,7 @@ class Trainer:
         rows = len(self.dataset.train) if self.outer_rows is None else len(self.outer_rows)
         size = min(self.options.batch_size, rows)
         turn, position = divmod(number, rows // size)
-        picked = _draws(self.options.seed, 1 + turn).permutation(rows)[
-            position * size : (position + 1) * size
-        ]
+        picked = _draws(self.options.seed, 1 + turn).permutation(rows)[position * size : (position + 1) * size]
         return picked if self.outer_rows is None else self.outer_rows[picked]
 
     def _measure(self, ended: Ended) -> Result:
@@ -501,9 +341,7 @@ class Trainer:
             # With the best weights inside, a checkpoint needs no other file to resume from.
             "best_weights": None if is_best else dict(progress.best_weights),
             "network_optimizer": self.network_optimizer.state_dict(),
-            "fusion_optimizer": None
-            if self.fusion_optimizer is None
-            else self.fusion_optimizer.state_dict(),
+            "fusion_optimizer": None if self.fusion_optimizer is None else self.fusion_optimizer.state_dict(),
             "rng": torch.get_rng_state(),
         }
 
@@ -544,12 +382,10 @@ class Trainer:
             self.display.message("nothing to resume from: starting afresh")
             return
         file, content = found
-        self._check_same(file, content)
+        check_same(file, content, self._identity(), self.model.config.to_dict(), self._fixed_options())
         state = content["trainer"]
         self.model.load_weights(content["weights"], source=str(file))
-        best_weights = (
-            content["weights"] if state["best_weights"] is None else state["best_weights"]
-        )
+        best_weights = content["weights"] if state["best_weights"] is None else state["best_weights"]
         self.network_optimizer.load_state_dict(state["network_optimizer"])
         if self.fusion_optimizer is not None:
             self.fusion_optimizer.load_state_dict(state["fusion_optimizer"])
@@ -567,41 +403,13 @@ class Trainer:
         """The checkpoint that ``resume`` names and its content, None if there is none yet."""
         if resume == BEST:
             if self.run is None:
-                raise ConfigError(
-                    "resume best needs the run folder that holds it: name it with out"
-                )
-            return _read(self.run.checkpoint(BEST))
+                raise ConfigError("resume best needs the run folder that holds it: name it with out")
+            return read_state(self.run.checkpoint(BEST))
         if resume == LAST:
-            return None if self.run is None else _newest(self.run)
-        if (Path(resume) / CHECKPOINTS).is_dir() and (newest := _newest(RunFolder(resume))):
-            return newest
-        return _read(Path(resume))
-
-    def _check_same(self, file: Path, content: Mapping[str, Any]) -> None:
-        """Raise CheckpointError that names the first field in which the checkpoint differs."""
-        state = content["trainer"]
-        if state is None:
-            raise CheckpointError(
-                f"{file} holds a model but no training state: it cannot be resumed"
-            )
-        if state.get("format") != STATE_FORMAT:
-            raise CheckpointError(
-                f"{file} was written by another version of m3oe_fast and cannot be resumed"
-            )
-        data = self._identity()
-        same_rows = data["digest of the rows"] == state["data"].get("digest of the rows")
-        for own, saved in (
-            ({} if same_rows else data, state["data"]),
-            (self.model.config.to_dict(), content["config"]),
-            (self._fixed_options(), state["options"]),
-        ):
-            for name, value in own.items():
-                if saved.get(name) != value:
-                    raise CheckpointError(
-                        f"{file} belongs to another configuration: {name} was "
-                        f"{_short(saved.get(name))} and is now {_short(value)}; resume with the "
-                        "run's own config.yaml, or train in a new folder"
-                    )
+            return None if self.run is None else newest(self.run)
+        if (Path(resume) / CHECKPOINTS).is_dir() and (found := newest(RunFolder(resume))):
+            return found
+        return read_state(Path(resume))
 
     def _is_written(self, result: Result) -> bool:
         """Whether metrics.json already tells of this very result."""
@@ -610,31 +418,6 @@ class Trainer:
             (old.get(part) or {}).get(key) == result.metrics[part][key]
             for part, key in (("train", "epochs"), ("train", "seconds"))
         )
-
-
-def evaluate(model: nn.Module, part: Part, dataset: Dataset) -> Scores:
-    """Score a part of ``dataset`` and measure every (domain, task) pair."""
-    schema = dataset.schema
-    return metrics.evaluate(
-        score(model, part, len(schema.tasks)), part.domain, part.label, schema.domains, schema.tasks
-    )
-
-
-@torch.no_grad()
-def score(model: nn.Module, part: Part, num_tasks: int) -> np.ndarray:
-    """Logits float32 [N, T] of every row of ``part`` in stored order."""
-    device = _device(model)
-    was_training = model.training
-    model.eval()
-    logits = np.empty((len(part), num_tasks), dtype=np.float32)
-    start = 0
-    for batch in part.batches(EVALUATION_ROWS):
-        batch = _to(batch, device)
-        end = start + len(batch.domain)
-        logits[start:end] = model(batch.ids, batch.dense, batch.domain).cpu().numpy()
-        start = end
-    model.train(was_training)
-    return logits
 
 
 def peak_rss_bytes() -> int:
@@ -658,47 +441,11 @@ def _check_fit(model: M3oE, dataset: Dataset) -> None:
         ("num_tasks", config.num_tasks, len(schema.tasks)),
     ):
         if have != need:
-            raise ConfigError(
-                f"the model's {name} is {_short(have)}, {dataset.name} needs {_short(need)}"
-            )
-
-
-def continues(run: RunFolder, resume: str | os.PathLike[str] | None) -> bool:
-    """Whether ``resume`` names the run that lies in ``run``, which may then be written on."""
-    if resume is None:
-        return False
-    return resume in (LAST, BEST) or run.root.resolve() in (
-        Path(resume).resolve(),
-        *Path(resume).resolve().parents,
-    )
-
-
-def _newest(run: RunFolder) -> tuple[Path, dict[str, Any]] | None:
-    """The latest state of a run: ``best`` if it was killed after writing that, else ``last``."""
-    found = [_read(run.checkpoint(name)) for name in (LAST, BEST) if run.checkpoint(name).exists()]
-    return max(
-        found, key=lambda item: len((item[1]["trainer"] or {}).get("history", ())), default=None
-    )
-
-
-def _read(path: Path) -> tuple[Path, dict[str, Any]]:
-    return checkpoint.locate(path), checkpoint.read(path)
+            raise ConfigError(f"the model's {name} is {short(have)}, {dataset.name} needs {short(need)}")
 
 
 def _draws(seed: int, number: int) -> np.random.Generator:
     return np.random.default_rng([seed, _OUTER_STREAM, number])
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
-
-
-def _to(batch: Batch, device: torch.device) -> Batch:
-    return (
-        batch
-        if device.type == "cpu"
-        else Batch(*(tensor.to(device, non_blocking=True) for tensor in batch))
-    )
 
 
 def _copy(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -719,8 +466,3 @@ def _frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 def _require(parameters: Iterable[nn.Parameter], flags: Iterable[bool]) -> None:
     for parameter, flag in zip(parameters, flags, strict=True):
         parameter.requires_grad_(flag)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

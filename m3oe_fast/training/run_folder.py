@@ -25,6 +25,7 @@ from typing import Any
 
 import yaml
 
+from m3oe_fast.atomic import replacing
 from m3oe_fast.errors import ConfigError, UserError
 
 CHECKPOINTS = "checkpoints"
@@ -65,8 +66,7 @@ class RunFolder:
         """
         if self.holds_run() and not resuming:
             raise ConfigError(
-                f"{self.root} already holds a run: continue it with --resume last, "
-                "or name another folder with --out"
+                f"{self.root} already holds a run: continue it with --resume last, or name another folder with --out"
             )
         missing = [path for path in (self.root, *self.root.parents) if not path.exists()]
         try:
@@ -76,8 +76,7 @@ class RunFolder:
             os.unlink(probe)
         except OSError as error:
             raise ConfigError(
-                f"cannot write to the run folder {self.root} ({error.strerror or error}); "
-                "name another one with --out"
+                f"cannot write to the run folder {self.root} ({error.strerror or error}); name another one with --out"
             ) from error
         finally:
             for path in missing:
@@ -120,10 +119,7 @@ def default_root(data: str, now: datetime) -> Path:
         data: value of ``--data``; of a path only the last part is kept.
         now: time of the start.
     """
-    name = (
-        re.sub(r"[^A-Za-z0-9._-]+", "-", re.split(r"[/\\:]", data.rstrip("/\\"))[-1]).strip("-.")
-        or "run"
-    )
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", re.split(r"[/\\:]", data.rstrip("/\\"))[-1]).strip("-.") or "run"
     stem = f"{name}-{now:%Y%m%d-%H%M%S}"
     root, number = Path("runs") / stem, 2
     while root.exists():
@@ -146,17 +142,8 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         UserError: the folder cannot be written or the disk is full; the old file is untouched.
     """
-    # Not mkstemp: its files are readable by their owner only, and a run folder is often shared.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8", newline="") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
+        with replacing(path) as stream:
+            stream.write(text.encode())
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()

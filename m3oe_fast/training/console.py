@@ -15,7 +15,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from m3oe_fast.metrics import Measure, Scores
-    from m3oe_fast.trainer import Epoch, Result
+    from m3oe_fast.training.trainer import Epoch, Result
 
 REFRESH_SECONDS = 0.25
 PLAIN_WIDTH = 500
@@ -121,8 +121,7 @@ class ConsoleDisplay(Display):
         self.message(
             f"epoch {epoch.epoch}/{self._epochs}  loss {epoch.train_loss:.4f}  "
             f"val AUC {_number(auc)}  val logloss {_number(logloss)}  "
-            f"{epoch.seconds:.1f} s  {epoch.samples_per_second:,.0f} rows/s"
-            + ("  best so far" if is_best else "")
+            f"{epoch.seconds:.1f} s  {epoch.samples_per_second:,.0f} rows/s" + ("  best so far" if is_best else "")
         )
 
 
@@ -138,9 +137,7 @@ def say(console: Console, text: str) -> None:
     console.file.flush()
 
 
-def print_result(
-    console: Console, result: Result, best_auc: Mapping[str, float | None] | None
-) -> None:
+def print_result(console: Console, result: Result, best_auc: Mapping[str, float | None] | None) -> None:
     """Print the table per (domain, task), and why a value is missing from it.
 
     Args:
@@ -163,9 +160,7 @@ def print_result(
         aucs = [_value(val.auc), _value(test.auc)]
         if best_auc is not None:
             aucs.append(_number(best_auc.get(test.name)))
-        table.add_row(
-            Text(test.domain), Text(test.task), f"{test.rows:,}", share, *aucs, _value(test.logloss)
-        )
+        table.add_row(Text(test.domain), Text(test.task), f"{test.rows:,}", share, *aucs, _value(test.logloss))
     table.add_section()
     means = [_number(result.val.mean_auc), _number(result.test.mean_auc)]
     if best_auc is not None:

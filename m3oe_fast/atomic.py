@@ -1,0 +1,29 @@
+"""Files that are whole or not there: written under another name in the same folder, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A stream whose content replaces `path` when the block ends; after an error the old file is untouched.
+
+    Raises:
+        OSError: the folder cannot be written or the disk is full.
+    """
+    # Not mkstemp: its files are readable by their owner only, and a run folder is often shared.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(temporary, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,65 @@
+"""How to train: the options that the command line and Python share."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from m3oe_fast.data.options import option
+from m3oe_fast.errors import ConfigError
+
+Optimizer = Literal["adam", "adamw"]
+Bilevel = Literal["off", "published", "alternating"]
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How to train; the same for the command line and for Python.
+
+    Raises:
+        ConfigError: a field is out of range; the message names it.
+    """
+
+    epochs: int = option(10, "Passes over the training rows, at most.")
+    batch_size: int = option(4096, "Rows per step.")
+    lr: float = option(1e-3, "Learning rate of the network.")
+    fusion_lr: float = option(1e-3, "Learning rate of the fusion weights (alpha and beta).")
+    optimizer: Optimizer = option("adam", "adam (weight decay as an L2 term) or adamw (decoupled).")
+    weight_decay: float = option(1e-5, "Weight decay of the network; the fusion weights have none.")
+    patience: int = option(3, "Stop after this many epochs without a better mean validation AUC; 0 never stops early.")
+    bilevel: Bilevel = option(
+        "alternating",
+        "Outer steps, which train the fusion weights: alternating (every --outer_every steps, on "
+        "training rows that the network never sees), published (once an epoch, on one training "
+        "batch) or off (they stay as they start).",
+    )
+    outer_every: int = option(50, "alternating: steps of the network between two outer steps.")
+    outer_fraction: float = option(0.05, "alternating: share of the training rows held out for the outer steps.")
+    seed: int = option(2022, "Seed of the first weights and of the order of the rows.")
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("epochs", 1),
+            ("batch_size", 1),
+            ("patience", 0),
+            ("outer_every", 1),
+            ("seed", 0),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
+                raise ConfigError(f"{name} must be an integer of at least {least}, got {value!r}")
+        for name in ("lr", "fusion_lr", "weight_decay", "outer_fraction"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise ConfigError(f"{name} must be a finite number, got {value!r}")
+        for name in ("lr", "fusion_lr"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} must be above 0, got {getattr(self, name)!r}")
+        if self.weight_decay < 0:
+            raise ConfigError(f"weight_decay must be at least 0, got {self.weight_decay!r}")
+        if not 0 < self.outer_fraction < 1:
+            raise ConfigError(f"outer_fraction must be between 0 and 1, got {self.outer_fraction!r}")
+        for name, choices in (("optimizer", get_args(Optimizer)), ("bilevel", get_args(Bilevel))):
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")

@@ -1,0 +1,75 @@
+"""Which checkpoint a resumed run goes on from, and whether it belongs to that run at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from m3oe_fast import checkpoint
+from m3oe_fast.errors import CheckpointError
+from m3oe_fast.training.run_folder import BEST, LAST, RunFolder
+
+STATE_FORMAT = 1
+
+
+def continues(run: RunFolder, resume: str | os.PathLike[str] | None) -> bool:
+    """Whether ``resume`` names the run that lies in ``run``, which may then be written on."""
+    if resume is None:
+        return False
+    return resume in (LAST, BEST) or run.root.resolve() in (
+        Path(resume).resolve(),
+        *Path(resume).resolve().parents,
+    )
+
+
+def newest(run: RunFolder) -> tuple[Path, dict[str, Any]] | None:
+    """The latest state of a run: ``best`` if it was killed after writing that, else ``last``."""
+    found = [read_state(run.checkpoint(name)) for name in (LAST, BEST) if run.checkpoint(name).exists()]
+    return max(found, key=lambda item: len((item[1]["trainer"] or {}).get("history", ())), default=None)
+
+
+def read_state(path: Path) -> tuple[Path, dict[str, Any]]:
+    return checkpoint.locate(path), checkpoint.read(path)
+
+
+def check_same(
+    file: Path,
+    content: Mapping[str, Any],
+    data: Mapping[str, Any],
+    config: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> None:
+    """Raise CheckpointError that names the first field in which a checkpoint differs from the run.
+
+    Args:
+        file, content: the checkpoint.
+        data: which rows the run goes over.
+        config: the model's configuration.
+        options: the options that decide the course of the run.
+    """
+    state = content["trainer"]
+    if state is None:
+        raise CheckpointError(f"{file} holds a model but no training state: it cannot be resumed")
+    if state.get("format") != STATE_FORMAT:
+        raise CheckpointError(f"{file} was written by another version of m3oe_fast and cannot be resumed")
+    same_rows = data["digest of the rows"] == state["data"].get("digest of the rows")
+    for own, saved in (
+        ({} if same_rows else data, state["data"]),
+        (config, content["config"]),
+        (options, state["options"]),
+    ):
+        for name, value in own.items():
+            if saved.get(name) != value:
+                raise CheckpointError(
+                    f"{file} belongs to another configuration: {name} was "
+                    f"{short(saved.get(name))} and is now {short(value)}; resume with the "
+                    "run's own config.yaml, or train in a new folder"
+                )
+
+
+def short(value: Any) -> str:
+    """A value as it reads in one line of an error."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
