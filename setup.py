@@ -16,13 +16,12 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent
 sys.path.insert(0, str(ROOT / "build_backend"))
 
-import pybind11  # noqa: E402
 from torch_location import find_torch  # noqa: E402
 
 VERSION = "0.1.0"
 # Headers of torch 2.10: the binary then runs on every later torch.
 TORCH_TARGET = "0x020a000000000000"
-COMMON = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-Wall", "-Wextra"]
+COMMON = ["-std=c++20", "-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-Wall", "-Wextra"]
 # gcc 12 reports its own _mm512_undefined_ps as uninitialised (gcc bug 105593).
 QUIET = ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
 X86_FLAGS = {
@@ -58,6 +57,8 @@ def extension() -> Extension:
     torch = find_torch()
     if torch is None:
         sys.exit("m3oe_fast: no torch >= 2.10 to build against; run `pip install torch`, then `pip install .` again")
+    import pybind11  # here, so that a missing compiler is reported before a missing package
+
     sources = [ROOT / "csrc" / "ops.cpp", *sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))]
     return Extension(
         "m3oe_fast._C",

@@ -87,12 +87,14 @@ class Dataset:
     """A prepared log.
 
     Attributes:
-        name: what the user called it. split: the protocol that divided its rows (see ``splits``).
-        split_seed: the seed of that division. schema: names and sizes. encoder: encodes further
-        raw rows the same way. train, val, test: the rows. ``.domain`` is unsigned and as small as
-        it can be: widen it before arithmetic. best_auc: the test AUC of the true probabilities,
-        keys "mean" and "<domain>/<task>", None where
-            undefined; None as a whole for logs that were not generated.
+        name: what the user called it.
+        split: the protocol that divided its rows (see ``splits``).
+        split_seed: the seed of that division.
+        schema: names and sizes.
+        encoder: encodes further raw rows the same way.
+        train, val, test: the rows. ``.domain`` is unsigned and as small as it can be: widen it before arithmetic.
+        best_auc: the test AUC of the true probabilities, keys "mean" and "<domain>/<task>", None where undefined; None
+            as a whole for logs that were not generated.
         counts: for each part its "rows", "users", "new_users" (not among the training users), and
             "domains": {name: {"rows", "users"}}; users are None where the log names none.
         warnings: one line each.

@@ -73,14 +73,12 @@ class Encoder:
         """Encode raw rows.
 
         Args:
-            frame: a column for each id field but "domain", each dense feature and the domain
-            column; other
-                columns are ignored. A label is NaN where the column of its rule is absent or empty.
+            frame: a column for each id field but "domain", each dense feature and the domain column; other columns are
+                ignored. A label is NaN where the column of its rule is absent or empty.
 
         Raises:
-            DataError: a column is missing, a dense value or domain is missing or outside its
-            range, a label
-                is neither 0 nor 1. Rows are counted from 1.
+            DataError: a column is missing, a dense value or domain is missing or outside its range, a label is
+                neither 0 nor 1. Rows are counted from 1.
         """
         domain = self._domain(frame)
         columns = {name: _texts(frame, name) for name in self.schema.fields[:-1]}
