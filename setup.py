@@ -5,6 +5,7 @@ Everything that is not compilation stands in pyproject.toml.
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import sys
@@ -37,7 +38,8 @@ def isa_libraries() -> list[tuple[str, dict]]:
         sets |= X86_FLAGS
     headers = [str(p.relative_to(ROOT)) for p in sorted((ROOT / "csrc" / "cpu").rglob("*.h"))]
     return [
-        (f"m3oe_{name}", {"sources": [f"csrc/cpu/isa/{name}.cpp"], "depends": headers, "cflags": COMMON + flags})
+        # obj_deps, not depends: build_clib recompiles by these, and a stale layout would be silent memory corruption.
+        (f"m3oe_{name}", {"sources": [f"csrc/cpu/isa/{name}.cpp"], "obj_deps": {"": headers}, "cflags": COMMON + flags})
         for name, flags in sets.items()
     ]
 
@@ -63,7 +65,8 @@ def extension() -> Extension:
     return Extension(
         "m3oe_fast._C",
         sources=[str(p.relative_to(ROOT)) for p in sources],
-        depends=[str(p.relative_to(ROOT)) for p in sorted((ROOT / "csrc").rglob("*.h"))],
+        # Every source, those of the static libraries too: their change must link the module anew.
+        depends=[str(p.relative_to(ROOT)) for p in sorted((ROOT / "csrc").rglob("*.[ch]*"))],
         include_dirs=[str(torch / "include"), str(torch / "include/torch/csrc/api/include"), pybind11.get_include()],
         define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET), ("M3OE_FAST_VERSION", f'"{VERSION}"')],
         library_dirs=[str(torch / "lib")],
@@ -74,7 +77,8 @@ def extension() -> Extension:
 
 
 def check_compiler() -> None:
-    if not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
+    named = os.environ.get("CXX", "").split()[:1]
+    if not any(shutil.which(name) for name in (*named, "g++", "clang++", "c++")):
         sys.exit("m3oe_fast: no C++ compiler found; install g++ 11 or newer (Debian: apt install g++) and try again")
 
 

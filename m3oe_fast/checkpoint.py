@@ -19,6 +19,11 @@ from m3oe_fast.errors import CheckpointError
 
 FILE_NAME = "model.pt"
 FORMAT = 1
+# What torch.load was seen to raise on files with flipped, cut or foreign bytes.
+_DAMAGE = (
+    *(pickle.UnpicklingError, zipfile.BadZipFile, EOFError, OSError, RuntimeError),
+    *(ValueError, LookupError, AttributeError, TypeError),
+)
 _KEYS = {"format", "config", "weights", "encoder", "trainer"}
 
 
@@ -47,7 +52,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     file = locate(path)
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError, KeyError) as error:
+    except _DAMAGE as error:
         reason = str(error).split("\n", 1)[0]
         raise CheckpointError(
             f"{file} is damaged or not a checkpoint of m3oe_fast ({reason}); use another one"

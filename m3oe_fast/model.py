@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,15 +54,15 @@ class M3oE(nn.Module):
         first_id = torch.tensor([0, *config.vocab_sizes[:-1]]).cumsum(0) if config.vocab_sizes else torch.empty(0)
         self.register_buffer("_first_row", first_id.to(torch.int64), persistent=False)
         self.register_buffer("_vocab", torch.tensor(config.vocab_sizes, dtype=torch.int64), persistent=False)
-        self._served: tuple[torch.device, torch.dtype, str] | None = None
+        self._served: tuple[tuple[str, torch.device, torch.dtype], str] | None = None
         self._choose_backend()
 
     def _choose_backend(self) -> str:
-        """Decided once per device and dtype: a traced graph then holds a comparison, not the decision."""
-        device, dtype = self.embedding.device, self.embedding.dtype
-        if self._served is None or self._served[:2] != (device, dtype):
-            self._served = (device, dtype, backends.choose(self.backend, device, dtype, self.precision))
-        return self._served[2]
+        """Decided once per request, device and dtype: a traced graph then holds a comparison, not the decision."""
+        request = (self.backend, self.embedding.device, self.embedding.dtype)
+        if self._served is None or self._served[0] != request:
+            self._served = (request, backends.choose(*request, self.precision))
+        return self._served[1]
 
     def _make_parameters(self, c: M3oEConfig) -> None:
         def parameter(*shape: int) -> nn.Parameter:
@@ -203,15 +204,19 @@ class M3oE(nn.Module):
         Args:
             ids, dense, domain: as for `forward`.
             label: float32 [B, T] in [0, 1]; NaN = not observed.
-            row_weight: optional float32 [B].
+            row_weight: optional floating point [B]; weighs a row's loss, not the count it is divided by.
 
         Returns:
             A differentiable scalar; a pair without a labelled row adds nothing.
         """
+        if row_weight is not None and (row_weight.shape != ids.shape[:1] or not row_weight.dtype.is_floating_point):
+            raise ValueError(f"row_weight must be floating point [B] = [{ids.shape[0]}], got {list(row_weight.shape)}")
         if label.shape != (ids.shape[0], self.config.num_tasks):
             raise ValueError(
                 f"label must be [B, T] = [{ids.shape[0]}, {self.config.num_tasks}], got {list(label.shape)}"
             )
+        if label.device.type == "cpu" and not torch.compiler.is_compiling():
+            self._check_label(label)
         logits = self.forward(ids, dense, domain)
         return reference.pair_losses(logits, domain, label.to(logits.dtype), self.config.num_domains, row_weight).sum()
 
@@ -246,8 +251,12 @@ class M3oE(nn.Module):
                 raise TypeError(f"{name} must be int32 or int64, got {tensor.dtype}")
         if not dense.dtype.is_floating_point:
             raise TypeError(f"dense must be floating point, got {dense.dtype}")
-        # Reading values would break a traced graph and stall a GPU; the kernels guard memory by themselves.
-        if ids.device.type == "cpu" and not torch.compiler.is_compiling():
+        if ids.device.type != "cpu":
+            return  # reading values would stall the GPU
+        if torch.compiler.is_compiling():
+            # A graph cannot branch on values, but it can stop: an id past its field is a row of the next one.
+            torch._assert_async(((ids >= 0) & (ids < self._vocab)).all(), "an id is beyond the vocabulary of its field")
+        else:
             self._check_values(ids, domain)
 
     def _check_values(self, ids: Tensor, domain: Tensor) -> None:
@@ -260,6 +269,13 @@ class M3oE(nn.Module):
         if wrong.any():
             row = wrong.nonzero()[0].item()
             raise ValueError(f"domain[{row}] is {domain[row].item()}, the model has {self.config.num_domains} domains")
+
+    @staticmethod
+    def _check_label(label: Tensor) -> None:
+        wrong = (label < 0) | (label > 1)  # false for NaN
+        if wrong.any():
+            row, task = wrong.nonzero()[0].tolist()
+            raise ValueError(f"label[{row}, {task}] is {label[row, task].item()}, expected 0 to 1 or NaN")
 
     # Files --------------------------------------------------------------------------------------------------------
 
@@ -290,19 +306,22 @@ class M3oE(nn.Module):
         except (ConfigError, TypeError) as error:
             raise CheckpointError(f"{path} holds a configuration this version cannot read: {error}") from error
         model.load_weights(content["weights"], source=str(path))
+        model.to(content["weights"]["embedding"].dtype)
         if content["encoder"] is not None:
             from m3oe_fast.data import Encoder
 
             model.encoder = Encoder.from_dict(content["encoder"])
         return model
 
-    def load_weights(self, weights: dict[str, Tensor], source: str) -> None:
+    def load_weights(self, weights: Mapping[str, Tensor], source: str) -> None:
         """Copy a state_dict into this model.
 
         Raises:
             CheckpointError: a name or shape differs; the message names the first one.
         """
         own = self.state_dict()
+        if not isinstance(weights, Mapping) or not all(isinstance(w, Tensor) for w in weights.values()):
+            raise CheckpointError(f"{source} holds no weights by name: it is damaged, use another one")
         for name in sorted(set(own) ^ set(weights)):
             where = "lacks" if name in own else "has an unknown"
             raise CheckpointError(f"{source} {where} weight {name!r}: it belongs to another configuration")

@@ -24,6 +24,7 @@ class Case:
     shared: int = 4
     star_linear: bool = False
     gate_detach: bool = True
+    gated: int | None = None  # experts that the gates range over; None: the shared ones
     masked: bool = False
     representation: bool = True
     empty_domain: bool = False
@@ -34,11 +35,16 @@ class Case:
             f"-D{self.domains}T{self.tasks}K{self.shared}"
         )
         flags = [f.name for f in dataclasses.fields(self) if f.type == "bool" and getattr(self, f.name) != f.default]
-        return "-".join([sizes, *flags])
+        gated = [] if self.gated is None else [f"G{self.gated}"]
+        return "-".join([sizes, *gated, *flags])
 
     @property
     def experts(self) -> int:
         return self.shared + self.domains + self.tasks
+
+    @property
+    def gates(self) -> int:
+        return self.shared if self.gated is None else self.gated
 
     @property
     def switches(self) -> dict[str, bool]:
@@ -74,8 +80,8 @@ def make_weights(case: Case, dtype: torch.dtype = torch.float64, seed: int = 0) 
         fan_in = width
     return NetworkWeights(
         *star,
-        linear(hidden, d, t, hidden, c.shared),
-        normal(d, t, c.shared, scale=0.3),
+        linear(hidden, d, t, hidden, c.gates),
+        normal(d, t, c.gates, scale=0.3),
         normal(d, t, c.experts, scale=0.5),
         linear(x_width, d, t, x_width, y),
         normal(d, t, y, scale=0.3),
@@ -98,7 +104,7 @@ def make_inputs(
     grad = torch.randn(case.rows, case.tasks, generator=generator, dtype=torch.float64)
     mask = None
     if case.masked:
-        mask = torch.rand(case.domains, case.tasks, case.shared, generator=generator) < 0.6
+        mask = torch.rand(case.domains, case.tasks, case.gates, generator=generator) < 0.6
         mask[0, 0] = False  # a pair that gates nothing
     return x.to(dtype).requires_grad_(), domain, grad.to(dtype), mask
 
@@ -106,6 +112,13 @@ def make_inputs(
 def cast(weights: NetworkWeights, dtype: torch.dtype) -> NetworkWeights:
     """A copy in another dtype, requiring gradients."""
     return NetworkWeights.unflat([w.detach().to(dtype).requires_grad_() for w in weights.flat()])
+
+
+def stacked_axes(name: str) -> int:
+    """Leading axes over which a weight is stacked: domains and tasks, domains, or experts."""
+    if name.startswith(("gate", "table", "tower", "head_weight")):
+        return 2
+    return 1 if name.startswith(("star_weight", "star_bias", "expert", "head_bias")) else 0
 
 
 def names(weights: NetworkWeights) -> list[str]:

@@ -63,6 +63,24 @@ def test_code_in_a_checkpoint_is_not_run(saved, tmp_path, monkeypatch):
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.parametrize("weights", [None, {"embedding": 3}, {}])
+def test_weights_that_are_none(saved, weights):
+    content = torch.load(saved, weights_only=True)
+    torch.save({**content, "weights": weights}, saved)
+    with pytest.raises(CheckpointError):
+        M3oE.load(saved)
+
+
+def test_any_flipped_bytes_are_one_kind_of_error(saved):
+    content = saved.read_bytes()
+    for place in range(0, len(content), max(1, len(content) // 150)):
+        saved.write_bytes(content[:place] + bytes([content[place] ^ 0x5A]) + content[place + 1 :])
+        try:
+            M3oE.load(saved)  # some bytes do not matter
+        except CheckpointError:
+            continue
+
+
 def test_newer_format(saved):
     content = torch.load(saved, weights_only=True)
     torch.save({**content, "format": 99}, saved)

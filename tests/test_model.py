@@ -43,8 +43,7 @@ def make(config: M3oEConfig = CONFIG, backend: str = "cpu") -> M3oE:
 def test_loss_and_every_gradient_against_the_oracle(config):
     ours = make(config)
     eager, oracle = copy.deepcopy(ours), copy.deepcopy(ours).double()
-    for m in (eager, oracle):
-        m.backend, m._served = "reference", None
+    eager.backend = oracle.backend = "reference"
     ids, dense, domain, label = batch(config)
     losses = [m.loss(ids, dense, domain, label) for m in (ours, eager, oracle)]
     assert_close_to_oracle(*losses, FORWARD, "loss")
@@ -145,6 +144,29 @@ def test_an_id_past_its_field_does_not_read_the_next_field():
         make()(ids, dense, domain)
 
 
+@pytest.mark.parametrize("row_weight", [torch.ones(200, 1), torch.ones(1), torch.ones(200, dtype=torch.int64)])
+def test_wrong_row_weights_are_named(row_weight):
+    with pytest.raises(ValueError, match="row_weight must be"):
+        make().loss(*batch(CONFIG), row_weight=row_weight)
+
+
+def test_labels_outside_the_unit_interval_are_named():
+    ids, dense, domain, label = batch(CONFIG)
+    label[7, 1] = 2.0
+    with pytest.raises(ValueError, match=r"label\[7, 1\] is 2.0"):
+        make().loss(ids, dense, domain, label)
+
+
+def test_a_compiled_model_refuses_an_id_past_its_field():
+    model = make()
+    ids, dense, domain, _ = batch(CONFIG)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled(ids, dense, domain)
+    ids[17, 1] = 30
+    with pytest.raises(RuntimeError, match="beyond the vocabulary"):
+        compiled(ids, dense, domain)
+
+
 @pytest.mark.parametrize("optimizer", ["Adam", "AdamW", "SGD", "Adagrad"])
 @pytest.mark.parametrize("fused", [False, True])
 def test_prediction_follows_every_optimizer_step(optimizer, fused):
@@ -226,6 +248,11 @@ def test_weights_of_another_configuration_are_refused_by_name():
     deeper = M3oE(M3oEConfig([50, 30, 4], 2, 3, 2, embed_dim=8, expert_dims=(24, 24)))
     with pytest.raises(CheckpointError, match=r"unknown weight 'expert_bias.1'"):
         make().load_weights(deeper.state_dict(), source="deeper")
+
+
+def test_a_double_model_stays_double(tmp_path):
+    make().double().save(tmp_path)
+    assert M3oE.load(tmp_path).embedding.dtype == torch.float64
 
 
 def test_copies_and_pickles_are_independent():

@@ -11,7 +11,7 @@ import torch
 from m3oe_fast import folded
 from m3oe_fast.folded import NetworkWeights
 from m3oe_fast.ops import network
-from tests.cases import Case, cast, make_inputs, make_weights, names
+from tests.cases import Case, cast, make_inputs, make_weights, names, stacked_axes
 from tests.tolerance import FORWARD, GRADIENT, assert_close_to_oracle
 
 PUBLISHED = Case(rows=1000, inputs=113, hidden=256, widths=(64,), tower=64)
@@ -36,6 +36,10 @@ UGLY = [
     Case(rows=500, inputs=32, representation=False, gate_detach=False),
     Case(rows=500, inputs=17, representation=False, widths=(17, 33)),
     Case(rows=97, shared=0, tasks=3),
+    Case(rows=200, gated=9, gate_detach=False),
+    Case(rows=200, gated=9, masked=True, gate_detach=False, representation=False, inputs=24),
+    Case(rows=300, domains=50, tasks=8, shared=2, widths=(33,), tower=65),
+    Case(rows=50, gated=1, tasks=1, domains=16),
 ]
 
 
@@ -63,7 +67,26 @@ def test_values_and_gradients_against_the_oracle(case):
     ours, eager, oracle, labels = three_ways(case)
     assert_close_to_oracle(ours[0], eager[0], oracle[0], FORWARD, "logits")
     for label, *grads in zip(labels, ours[1], eager[1], oracle[1], strict=True):
-        assert_close_to_oracle(*grads, GRADIENT, f"gradient of {label}")
+        assert_close_to_oracle(*grads, GRADIENT, f"gradient of {label}", stacked_axes(label))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_gradients_of_a_large_batch_keep_their_digits(threads):
+    """Every row pulls the same way, so a chain of additions through all tiles would show."""
+    case = Case(rows=100_000, inputs=3, hidden=16, widths=(16,), tower=16, domains=2, tasks=1, shared=2)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        weights = make_weights(case, torch.float32)
+        x, domain, _, _ = make_inputs(case, torch.float32)
+        grad = torch.full((case.rows, 1), 0.1)
+        ours, eager = (run(f, case, weights, x, domain, grad, None) for f in (network, folded.routed))
+        exact = x.detach().double().requires_grad_()
+        oracle = run(folded.routed, case, cast(weights, torch.float64), exact, domain, grad.double(), None)
+    finally:
+        torch.set_num_threads(before)
+    for label, *grads in zip(["x", *names(weights)], ours[1], eager[1], oracle[1], strict=True):
+        assert_close_to_oracle(*grads, GRADIENT, f"gradient of {label}", stacked_axes(label))
 
 
 @pytest.mark.parametrize("case", UGLY, ids=str)
@@ -178,6 +201,25 @@ def test_a_row_with_nan_poisons_only_itself():
     assert torch.equal(logits[others], expected[others])
 
 
+def test_a_nan_in_one_expert_does_not_reach_gates_that_mask_it():
+    case = Case(rows=40, masked=True)
+    weights = make_weights(case, torch.float32)
+    x, domain, grad, mask = make_inputs(case, torch.float32)
+    with torch.no_grad():
+        x[3, 0] = float("nan")
+    ours, eager = (run(f, case, weights, x, domain, grad, mask)[1] for f in (network, folded.routed))
+    for label, mine, theirs in zip(["x", *names(weights)], ours, eager, strict=True):
+        assert torch.equal(torch.isnan(mine), torch.isnan(theirs)), label
+
+
+def test_forward_mode_is_refused_not_silently_zero():
+    case = Case(rows=5)
+    weights = NetworkWeights.unflat([w.detach() for w in make_weights(case).flat()])
+    x, domain, _, _ = make_inputs(case)
+    with pytest.raises(RuntimeError):
+        torch.func.jvp(lambda v: network(v, domain, weights), (x.detach(),), (torch.ones_like(x),))
+
+
 def test_an_infinite_input_does_not_pass_for_a_finite_result():
     case = Case(rows=10)
     weights = make_weights(case, torch.float32)
@@ -236,15 +278,43 @@ def test_calls_from_several_python_threads_do_not_share_scratch_memory():
 
 @pytest.mark.parametrize(
     ("field", "shape"),
-    [("gate_bias", (3, 2, 5)), ("table", (3, 2, 8)), ("tower_weight", (3, 2, 16, 15)), ("skip_bias", (31,))],
+    [
+        ("gate_bias", (3, 2, 5)),
+        ("table", (3, 2)),
+        ("tower_weight", (3, 2, 16, 15)),
+        ("skip_bias", (31,)),
+        ("head_weight", (3, 2, 16, 1)),
+        ("gate_weight", (3, 2, 32, 10)),
+    ],
 )
 def test_a_wrong_weight_shape_is_named(field, shape):
     case = Case(rows=5)
     weights = make_weights(case, torch.float32)
     x, domain, _, _ = make_inputs(case, torch.float32)
-    with pytest.raises((ValueError, RuntimeError)) as error:
+    with pytest.raises(ValueError, match=field):
         network(x, domain, weights._replace(**{field: torch.zeros(shape)}))
-    assert field in str(error.value) or "expert" in str(error.value)
+
+
+@pytest.mark.parametrize(("part", "shape"), [("weight", (9, 31, 16)), ("weight", (16,)), ("gain", (9, 15))])
+def test_a_wrong_expert_shape_is_named(part, shape):
+    case = Case(rows=5)
+    weights = make_weights(case, torch.float32)
+    x, domain, _, _ = make_inputs(case, torch.float32)
+    layer = weights.experts[0]._replace(**{part: torch.zeros(shape)})
+    with pytest.raises(ValueError, match=r"experts\[0\]"):
+        network(x, domain, weights._replace(experts=(layer,)))
+
+
+def test_leftover_weights_without_a_representation_are_refused():
+    """Nobody would write their gradients."""
+    case = Case(rows=5, inputs=32, representation=False)
+    weights = make_weights(case, torch.float32)
+    x, domain, _, _ = make_inputs(case, torch.float32)
+    with pytest.raises(ValueError, match="skip_weight must be empty"):
+        network(x, domain, weights._replace(skip_weight=torch.zeros(32, 32)))
+    flat = [w.detach() for w in weights._replace(skip_bias=torch.zeros(32)).flat()]
+    with pytest.raises(RuntimeError, match="must be empty"):
+        torch.ops.m3oe_fast.network_fwd(x.detach(), domain, flat, None, False)
 
 
 def test_the_raw_op_refuses_what_would_read_out_of_bounds():

@@ -29,6 +29,15 @@ def test_rejects_wrong_results(spoil):
         assert_close_to_oracle(spoil(actual), eager, oracle, factor=FORWARD)
 
 
+def test_rejects_a_wrong_slice_beside_one_with_larger_values():
+    oracle = torch.stack([torch.full((5,), 1e8), torch.ones(5)]).double()
+    actual = oracle.float()
+    actual[1] = 0
+    assert_close_to_oracle(actual, oracle.float(), oracle, factor=FORWARD)
+    with pytest.raises(AssertionError):
+        assert_close_to_oracle(actual, oracle.float(), oracle, factor=FORWARD, stacked=1)
+
+
 def test_rejects_one_wrong_element_where_eager_is_exact():
     oracle = torch.ones(1000, dtype=torch.float64)
     actual = oracle.float()

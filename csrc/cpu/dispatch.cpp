@@ -1,5 +1,6 @@
 #include "dispatch.h"
 
+#include <cmath>
 #include <cstdlib>
 #include <stdexcept>
 
@@ -7,6 +8,22 @@
 
 namespace m3oe {
 namespace {
+
+// Whether the set computes: iterates acc = 0.999 acc + 0.5 from acc = 0, 1, 2, ... and compares with the closed form.
+bool self_test(const Isa& isa) {
+  constexpr int64_t kIterations = 16;
+  float sum = 0.5f;
+  const int64_t flops = isa.fma_burst(kIterations, &sum);
+  const int64_t lanes = isa.network.lanes;
+  const int64_t chains = flops / (kIterations * lanes * 2);
+  double expected = 0;
+  for (int64_t chain = 0; chain < chains; ++chain) {
+    double acc = static_cast<double>(chain);
+    for (int64_t i = 0; i < kIterations; ++i) acc = acc * 0.999 + 0.5;
+    expected += acc * static_cast<double>(lanes);
+  }
+  return std::abs(sum - expected) < 1e-4 * expected;
+}
 
 // __builtin_cpu_supports reads cpuid and, through xgetbv, whether the operating system saves the registers.
 std::vector<const Isa*> runnable() {
@@ -19,6 +36,7 @@ std::vector<const Isa*> runnable() {
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) sets.push_back(&isa_avx2());
 #endif
+  std::erase_if(sets, [](const Isa* isa) { return !self_test(*isa); });
   sets.push_back(&isa_scalar());
   return sets;
 }

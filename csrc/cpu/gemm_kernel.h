@@ -24,9 +24,7 @@ inline void gemm_block(const typename S::T* __restrict__ a, int64_t lda, int64_t
   Reg acc[MR][NV];
   for (int i = 0; i < MR; ++i) {
     for (int j = 0; j < NV; ++j) {
-      if constexpr (kInit == Init::kZero) acc[i][j] = S::zero();
-      if constexpr (kInit == Init::kBias) acc[i][j] = S::load(bias + j * S::kLanes);
-      if constexpr (kInit == Init::kAdd) acc[i][j] = S::load(c + i * ldc + j * S::kLanes);
+      acc[i][j] = kInit == Init::kBias ? S::load(bias + j * S::kLanes) : S::zero();
     }
   }
   for (int64_t k = 0; k < k_count; ++k) {
@@ -38,7 +36,10 @@ inline void gemm_block(const typename S::T* __restrict__ a, int64_t lda, int64_t
     }
   }
   for (int i = 0; i < MR; ++i) {
-    for (int j = 0; j < NV; ++j) S::store(c + i * ldc + j * S::kLanes, acc[i][j]);
+    for (int j = 0; j < NV; ++j) {
+      typename S::T* to = c + i * ldc + j * S::kLanes;
+      S::store(to, kInit == Init::kAdd ? S::add(S::load(to), acc[i][j]) : acc[i][j]);
+    }
   }
 }
 
@@ -78,15 +79,23 @@ inline void gemm_panel_of(int64_t vectors, int64_t rows, const typename S::T* a,
   }
 }
 
-// C [rows][n_pad] = A [rows][k_count] B, from zero, from a bias [n_pad], or from what C holds.
+// C [rows][n_pad] = A [rows][k_count] B, from zero, from a bias [n_pad], or added to what C holds. Long reductions are
+// cut into pieces that are summed from zero each: one chain of 2,000 multiply-adds loses digits that a BLAS keeps.
 template <class S, Init kInit>
 inline void gemm(int64_t rows, int64_t k_count, int64_t n_pad, const typename S::T* a, int64_t lda,
                  const typename S::T* packed, typename S::T* c, int64_t ldc, const typename S::T* bias = nullptr) {
   constexpr int64_t kPanel = S::kPanelVectors * S::kLanes;
+  constexpr int64_t kPiece = 256;
   for (int64_t n = 0; n < n_pad; n += kPanel) {
     const int64_t width = n_pad - n < kPanel ? n_pad - n : kPanel;
-    gemm_panel_of<S, kInit>(width / S::kLanes, rows, a, lda, k_count, packed + n * k_count, c + n, ldc,
-                            kInit == Init::kBias ? bias + n : nullptr);
+    const int64_t vectors = width / S::kLanes;
+    const typename S::T* panel = packed + n * k_count;
+    const int64_t first = k_count < kPiece ? k_count : kPiece;
+    gemm_panel_of<S, kInit>(vectors, rows, a, lda, first, panel, c + n, ldc, kInit == Init::kBias ? bias + n : nullptr);
+    for (int64_t k = first; k < k_count; k += kPiece) {
+      const int64_t piece = k_count - k < kPiece ? k_count - k : kPiece;
+      gemm_panel_of<S, Init::kAdd>(vectors, rows, a + k, lda, piece, panel + k * width, c + n, ldc, nullptr);
+    }
   }
 }
 

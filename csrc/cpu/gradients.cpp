@@ -77,18 +77,45 @@ struct PieceList {
 }  // namespace
 
 template <typename T>
-T* PrivateGrads<T>::open(int64_t w, int64_t d, const GradLayout& layout) {
-  T* own = data + w * stride;
-  unsigned char* flags = touched.data() + w * (domains + 1);
-  if (!flags[0]) {
-    std::fill_n(own, layout.common_size, T(0));
-    flags[0] = 1;
+T* PrivateGrads<T>::open(int64_t w, int64_t tile, int64_t d) {
+  if (tile > 0 && tile % kTilesPerLevel == 0) raise(w, d);
+  zero_once(w, 0, d);
+  return block(w, 0);
+}
+
+template <typename T>
+void PrivateGrads<T>::zero_once(int64_t w, int64_t level, int64_t d) {
+  unsigned char* touched = flags(w, level);
+  T* own = block(w, level);
+  if (!touched[0]) std::fill_n(own, layout_.common_size, T(0));
+  if (!touched[1 + d]) std::fill_n(own + layout_.common_size + d * layout_.domain_size, layout_.domain_size, T(0));
+  touched[0] = touched[1 + d] = 1;
+}
+
+// Moves the first level's common block and domain d to the second. Other domains stay: tiles are sorted by domain, so
+// none of them has more than kTilesPerLevel tiles in the first.
+template <typename T>
+void PrivateGrads<T>::raise(int64_t w, int64_t d) {
+  zero_once(w, 0, d);
+  zero_once(w, 1, d);
+  const auto move = [&](int64_t from, int64_t count) {
+    T* low = block(w, 0) + from;
+    T* high = block(w, 1) + from;
+    for (int64_t i = 0; i < count; ++i) high[i] += low[i];
+    std::fill_n(low, count, T(0));
+  };
+  move(0, layout_.common_size);
+  move(layout_.common_size + d * layout_.domain_size, layout_.domain_size);
+}
+
+template <typename T>
+void PrivateGrads<T>::sum(int64_t domain, int64_t from, int64_t count, T* to) const {
+  std::fill_n(to, count, T(0));
+  for (int64_t i = 0; i < workers_ * levels_; ++i) {
+    if (!touched_[i * (domains_ + 1) + 1 + domain]) continue;  // domain -1: the common block's flag
+    const T* own = memory_ + i * block_ + from;
+    for (int64_t j = 0; j < count; ++j) to[j] += own[j];
   }
-  if (!flags[1 + d]) {
-    std::fill_n(own + layout.common_size + d * layout.domain_size, layout.domain_size, T(0));
-    flags[1 + d] = 1;
-  }
-  return own;
 }
 
 template <typename T>
@@ -102,19 +129,13 @@ std::vector<GradPiece<T>> grad_pieces(const Layout& layout, const WeightPointers
 
 template <typename T>
 void sum_piece(const GradPiece<T>& piece, const PrivateGrads<T>& grads) {
-  std::fill_n(piece.to, piece.rows * piece.columns, T(0));
-  for (int64_t w = 0; w < grads.workers; ++w) {
-    if (!grads.touched[w * (grads.domains + 1) + 1 + piece.domain]) continue;  // domain -1: flag 0
-    const T* from = grads.data + w * grads.stride + piece.from;
-    for (int64_t i = 0; i < piece.rows; ++i) {
-      T* to = piece.to + i * piece.columns;
-      for (int64_t j = 0; j < piece.columns; ++j) to[j] += from[i * piece.stride + j];
-    }
+  for (int64_t i = 0; i < piece.rows; ++i) {
+    grads.sum(piece.domain, piece.from + i * piece.stride, piece.columns, piece.to + i * piece.columns);
   }
 }
 
-template struct PrivateGrads<float>;
-template struct PrivateGrads<double>;
+template class PrivateGrads<float>;
+template class PrivateGrads<double>;
 template std::vector<GradPiece<float>> grad_pieces(const Layout&, const WeightPointers<float*>&);
 template std::vector<GradPiece<double>> grad_pieces(const Layout&, const WeightPointers<double*>&);
 template void sum_piece(const GradPiece<float>&, const PrivateGrads<float>&);

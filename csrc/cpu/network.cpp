@@ -84,6 +84,9 @@ NetworkShape read_shape(const Tensor& x, const std::vector<Tensor>& w, bool mask
     check_shape(w[4], {s.inputs, h}, "skip_weight");
     for (int64_t i : {2, 3, 5, 6, 7}) check_shape(w[i], {h}, "star or skip vector");
   } else {
+    for (int64_t i = 0; i < 8; ++i) {
+      STD_TORCH_CHECK(w[i].numel() == 0, "network: without star_weight all star and skip weights must be empty");
+    }
     STD_TORCH_CHECK(s.inputs == h, "network: without a representation layer x must be [B, H]");
   }
   check_shape(w[8], {d, t, h, s.gated}, "gate_weight");
@@ -158,7 +161,9 @@ struct Run {
   const NetworkKernels<T>& kernels;
   int64_t workers;
   Route route;
+  std::vector<int64_t> cuts;  // backward: worker w has the tiles [cuts[w], cuts[w + 1])
   Layout layout;
+  int64_t grad_levels;
   T* packed = nullptr;
   T* tiles = nullptr;
   T* grads = nullptr;
@@ -168,8 +173,10 @@ struct Run {
         kernels(active_kernels<T>()),
         workers(count_workers(c.rows)),
         route(make_route(c, choose_tile_rows(c.rows, workers, kMostTileRows))),
-        layout(c.shape, kernels.lanes, sizeof(T), tallest(), backward) {
-    const int64_t private_grads = backward ? workers * layout.grad_elements() : 0;
+        cuts(worker_ranges(route.tiles, c.rows, workers)),
+        layout(c.shape, kernels.lanes, sizeof(T), tallest(), backward),
+        grad_levels(PrivateGrads<T>::levels_for(most_tiles())) {
+    const int64_t private_grads = backward ? workers * grad_levels * layout.grad_elements() : 0;
     const int64_t elements = layout.pack_elements() + workers * layout.tile.size + private_grads;
     packed = static_cast<T*>(workspace(elements * static_cast<int64_t>(sizeof(T))));
     tiles = packed + layout.pack_elements();
@@ -178,14 +185,26 @@ struct Run {
     for (const Tensor& weight : call.weights) pointers.push_back(weight.const_data_ptr<T>());
     const WeightPointers<const T*> named = name_weights(pointers);
     const bool* mask = call.mask.has_value() ? call.mask->const_data_ptr<bool>() : nullptr;
-    for_jobs(pack_jobs(layout.size), workers,
-             [&](int64_t job) { pack_weights(job, named, mask, layout, kernels.panel, backward, packed); });
+    std::vector<int64_t> jobs;
+    for (int64_t job = 0; job < pack_jobs_shared(layout.size); ++job) jobs.push_back(job);
+    for (const RowTile& tile : route.tiles) {  // only domains with rows; tiles are sorted by domain
+      const int64_t job = pack_jobs_shared(layout.size) + tile.domain;
+      if (jobs.back() != job) jobs.push_back(job);
+    }
+    for_jobs(static_cast<int64_t>(jobs.size()), workers,
+             [&](int64_t i) { pack_weights(jobs[i], named, mask, layout, kernels.panel, backward, packed); });
   }
 
   int64_t tallest() const {
     int64_t rows = 1;
     for (const RowTile& tile : route.tiles) rows = std::max(rows, tile.rows);
     return rows;
+  }
+
+  int64_t most_tiles() const {
+    int64_t most = 0;
+    for (int64_t w = 0; w < workers; ++w) most = std::max(most, cuts[w + 1] - cuts[w]);
+    return most;
   }
 
   T* tile_of(int64_t worker) const { return tiles + worker * layout.tile.size; }
@@ -233,13 +252,12 @@ void backward(const Call& call, const Tensor& grad, Tensor& d_x, std::vector<Ten
   const Layout& layout = run.layout;
   const T* d_logits = grad.const_data_ptr<T>();
   T* d_input = input_grad ? d_x.mutable_data_ptr<T>() : nullptr;
-  PrivateGrads<T> grads(run.grads, layout.grad_elements(), run.workers, call.shape.domains);
-  const std::vector<int64_t> cuts = worker_ranges(run.route.tiles, call.rows, run.workers);
+  PrivateGrads<T> grads(run.grads, layout, run.workers, run.grad_levels);
   for_workers(run.workers, [&](int64_t worker) {
     T* memory = run.tile_of(worker);
-    for (int64_t i = cuts[worker]; i < cuts[worker + 1]; ++i) {
+    for (int64_t i = run.cuts[worker]; i < run.cuts[worker + 1]; ++i) {
       const RowTile& tile = run.route.tiles[i];
-      T* own = grads.open(worker, tile.domain, layout.grad);
+      T* own = grads.open(worker, i - run.cuts[worker], tile.domain);
       run.tile_forward(tile, memory, true);
       run.gather(d_logits, call.shape.tasks, tile, memory + layout.tile.d_logit, call.shape.tasks);
       run.kernels.tile_backward(layout.size, layout.pack, run.packed, layout.grad, own, layout.tile, memory,

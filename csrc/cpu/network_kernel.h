@@ -11,8 +11,9 @@
 // L2/L3 once per tile.
 //
 // Padding: columns between a width and its `_pad` hold zeros wherever a vector operation reads them, because packed
-// weights, biases and gains are zero there. Only the gradient of a pre-activation has garbage in its padding; it is
-// read through k_count (true width) or meets zero rows, and the padded columns of private gradients are dropped.
+// weights, biases and gains are zero there. Only the gradient of a pre-activation has other values in its padding; it
+// is read through k_count (true width) or meets zero rows, and the padded columns of private gradients are dropped.
+// (Zero times such a value is NaN only where the row's own gradient is not finite, so it stays in its row.)
 #pragma once
 
 #include "gemm_kernel.h"
@@ -364,12 +365,18 @@ struct BackwardTile : Tile<S> {
 
   void softmax_backward(const T* gate, const T* d_coef, T* d_gate) const {
     const NetworkSize& s = size;
+    const T* mask = own + pack_layout.gate_mask;
+    // Masked experts are skipped, not multiplied by zero: a NaN of another expert must not reach them.
+    const auto open = [&](int64_t j) { return !s.masked || mask[j] != 0; };
     for (int64_t t = 0; t < s.tasks; ++t) {
       T dot = 0;
-      for (int64_t g = 0; g < s.gated; ++g) dot += gate[t * s.gated + g] * d_coef[t * s.experts + g];
       for (int64_t g = 0; g < s.gated; ++g) {
         const int64_t j = t * s.gated + g;
-        d_gate[j] = gate[j] * (d_coef[t * s.experts + g] - dot);
+        if (open(j)) dot += gate[j] * d_coef[t * s.experts + g];
+      }
+      for (int64_t g = 0; g < s.gated; ++g) {
+        const int64_t j = t * s.gated + g;
+        d_gate[j] = open(j) ? gate[j] * (d_coef[t * s.experts + g] - dot) : T(0);
       }
     }
     for (int64_t j = s.tasks * s.gated; j < s.gates_pad; ++j) d_gate[j] = 0;

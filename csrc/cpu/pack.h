@@ -9,10 +9,11 @@
 
 namespace m3oe {
 
-// Independent pieces of packing work: the common block first, then one per domain.
-inline int64_t pack_jobs(const NetworkSize& size) { return size.depth + 1 + size.domains; }
+// Independent pieces of packing work: those of the common block first, then one per domain.
+inline int64_t pack_jobs_shared(const NetworkSize& size) { return size.depth + 1; }
 
-// Does job `job` of pack_jobs(). `mask` is the gate mask [D, T, G] or null.
+// Does one job: below pack_jobs_shared() part of the common block, from there on domain job - pack_jobs_shared().
+// `mask` is the gate mask [D, T, G] or null.
 template <typename T>
 void pack_weights(int64_t job, const WeightPointers<const T*>& weights, const bool* mask, const Layout& layout,
                   int64_t panel, bool backward, T* packed);

@@ -47,14 +47,12 @@ def network(
         ValueError, TypeError: a shape, dtype or device does not fit.
         RuntimeError: a domain id is outside [0, D); the message names the row.
 
-    Deterministic: the same inputs and number of threads give the same bits. Differentiable once in x and every weight.
-    Autocast does not apply. vmap is not supported.
+    Deterministic: the same inputs and number of threads give the same bits. Differentiable once, in
+    reverse mode, in x and every weight. Autocast does not apply. jvp and vmap are refused.
     """
     _check(x, domain, weights, gate_mask)
-    flat = weights.flat()
-    if torch.is_grad_enabled() and (x.requires_grad or any(w.requires_grad for w in flat)):
-        return _Network.apply(x, domain, gate_mask, star_linear, gate_detach, *flat)
-    return _fwd(x, domain, flat, gate_mask, star_linear)
+    # Without gradients too: the Function is what refuses forward-mode differentiation, the bare op would return zeros.
+    return _Network.apply(x, domain, gate_mask, star_linear, gate_detach, *weights.flat())
 
 
 class _Network(torch.autograd.Function):
@@ -112,34 +110,56 @@ def _check(x: Tensor, domain: Tensor, weights: NetworkWeights, gate_mask: Tensor
         raise TypeError(f"x must be float32 or float64, got {x.dtype}")
     if domain.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"domain must be int32 or int64, got {domain.dtype}")
-    if not weights.experts:
-        raise ValueError("weights.experts must hold at least one layer")
-    d, t, e = weights.table.shape
-    hidden = weights.experts[0].weight.shape[1]
-    gated = weights.gate_weight.shape[-1]
-    width, tower = weights.experts[-1].weight.shape[2], weights.head_weight.shape[-1]
-    expected: dict[str, tuple[int, ...]] = {
-        "gate_weight": (d, t, hidden, gated),
-        "gate_bias": (d, t, gated),
-        "table": (d, t, e),
-        "tower_weight": (d, t, width, tower),
-        "head_bias": (d, t),
-    }
-    expected |= dict.fromkeys(("tower_bias", "tower_gain", "tower_offset", "head_weight"), (d, t, tower))
-    if weights.star_weight.numel():
-        inputs = x.shape[1]
-        expected |= {"star_weight": (d, inputs, hidden), "star_bias": (d, hidden), "skip_weight": (inputs, hidden)}
-        expected |= dict.fromkeys(("star_gain", "star_offset", "skip_bias", "skip_gain", "skip_offset"), (hidden,))
-    elif x.shape[1] != hidden:
-        raise ValueError(f"without a representation layer x must be [B, H] with H = {hidden}, got {list(x.shape)}")
-    for name, shape in expected.items():
-        if tuple(getattr(weights, name).shape) != shape:
-            raise ValueError(f"{name} must be {list(shape)}, got {list(getattr(weights, name).shape)}")
-    for tensor in (domain, *weights.flat()):
-        if tensor.device != x.device:
-            raise ValueError(f"all tensors must be on {x.device}, one is on {tensor.device}")
+    for name, shape in _expected_shapes(x, weights).items():
+        tensor = _named(weights, name)
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} must be {list(shape)}, got {list(tensor.shape)}")
     for tensor in weights.flat():
         if tensor.dtype != x.dtype:
             raise TypeError(f"all weights must be {x.dtype} like x, one is {tensor.dtype}")
-    if gate_mask is not None and (gate_mask.dtype != torch.bool or tuple(gate_mask.shape) != (d, t, gated)):
-        raise ValueError(f"gate_mask must be bool {[d, t, gated]}, got {gate_mask.dtype} {list(gate_mask.shape)}")
+    mask_shape = weights.gate_bias.shape
+    if gate_mask is not None and (gate_mask.dtype != torch.bool or gate_mask.shape != mask_shape):
+        raise ValueError(f"gate_mask must be bool {list(mask_shape)}, got {gate_mask.dtype} {list(gate_mask.shape)}")
+    for tensor in (domain, *weights.flat(), *([] if gate_mask is None else [gate_mask])):
+        if tensor.device != x.device:
+            raise ValueError(f"all tensors must be on {x.device}, one is on {tensor.device}")
+
+
+def _named(weights: NetworkWeights, name: str) -> Tensor:
+    """`table`, or for an expert layer `experts[0].weight`."""
+    if not name.startswith("experts"):
+        return getattr(weights, name)
+    layer, part = name[len("experts[") :].split("].")
+    return getattr(weights.experts[int(layer)], part)
+
+
+def _expected_shapes(x: Tensor, weights: NetworkWeights) -> dict[str, tuple[int, ...]]:
+    """The shape of every weight by name, from x and from the few weights that define the sizes."""
+    if not weights.experts:
+        raise ValueError("weights.experts must hold at least one layer")
+    for name, ndim in (("table", 3), ("gate_weight", 4), ("head_weight", 3)):
+        if _named(weights, name).ndim != ndim:
+            raise ValueError(f"{name} must have {ndim} dimensions, got {list(_named(weights, name).shape)}")
+    d, t, e = weights.table.shape
+    gated, tower = weights.gate_weight.shape[-1], weights.head_weight.shape[-1]
+    if gated > e:
+        raise ValueError(f"gate_weight gates {gated} experts, table has {e}")
+    expected: dict[str, tuple[int, ...]] = {}
+    inputs = x.shape[1]
+    hidden = fan_in = weights.skip_weight.shape[-1] if weights.star_weight.numel() else inputs
+    for i, layer in enumerate(weights.experts):
+        width = layer.weight.shape[-1]
+        expected[f"experts[{i}].weight"] = (e, fan_in, width)
+        expected |= dict.fromkeys((f"experts[{i}].{part}" for part in ("bias", "gain", "offset")), (e, width))
+        fan_in = width
+    expected |= {"gate_weight": (d, t, hidden, gated), "gate_bias": (d, t, gated)}
+    expected |= {"tower_weight": (d, t, fan_in, tower), "head_bias": (d, t)}
+    expected |= dict.fromkeys(("tower_bias", "tower_gain", "tower_offset", "head_weight"), (d, t, tower))
+    vectors = ("star_gain", "star_offset", "skip_bias", "skip_gain", "skip_offset")
+    if weights.star_weight.numel():
+        expected |= {"star_weight": (d, inputs, hidden), "star_bias": (d, hidden), "skip_weight": (inputs, hidden)}
+        return expected | dict.fromkeys(vectors, (hidden,))
+    for name in ("star_bias", "skip_weight", *vectors):
+        if _named(weights, name).numel():
+            raise ValueError(f"{name} must be empty, as star_weight is (no representation layer)")
+    return expected
