@@ -25,9 +25,10 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__)
     parser.add_argument("results", nargs="+", metavar="RESULT.json")
     parser.add_argument("--out", metavar="FILE", help="write here instead of printing")
+    parser.add_argument("--summary", action="store_true", help="one line per measurement, as in the README")
     options = parser.parse_args(argv)
     documents = [json.loads(Path(path).read_text(encoding="utf-8")) for path in options.results]
-    text = "\n".join(map(render, documents))
+    text = "\n".join(map(summary if options.summary else render, documents))
     if options.out:
         Path(options.out).write_text(text + "\n", encoding="utf-8")
     else:
@@ -39,6 +40,26 @@ def render(document: dict[str, Any]) -> str:
     """One result document as Markdown."""
     body = {"compare": _compare, "epoch": _epoch}[document["kind"]](document)
     return "\n".join([_conditions(document), "", *body])
+
+
+def summary(document: dict[str, Any]) -> str:
+    """One result document of `bench.compare` as a short table: a line per measurement."""
+    opponents = [row["name"] for row in document["measurements"][0]["contenders"] if not row["own"]]
+    rows = []
+    for measured in document["measurements"]:
+        by_name = {row["name"]: row for row in measured["contenders"]}
+        own = next(row for row in measured["contenders"] if row["own"])
+        share = "-" if own["share_of_peak"] is None else f"{100 * own['share_of_peak']:.0f} %"
+        rows.append(
+            [
+                f"{TITLES[measured['what']]}, B = {measured['batch']:,}",
+                f"{own['rows_per_second'] / 1e3:.0f}",
+                share,
+                *(f"{by_name[name]['speedup_of_own']:.1f}x" for name in opponents),
+            ]
+        )
+    head = ["", "k rows/s", "of FMA peak", *(f"vs {name}" for name in opponents)]
+    return "\n".join([*table(head, rows), "", _conditions(document)])
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -257,6 +257,11 @@ def test_document_has_no_names_of_people_or_hosts() -> None:
     assert str(ROOT) not in text and os.uname().nodename not in text
 
 
+def test_the_readme_shows_the_kept_results() -> None:
+    kept = json.loads((ROOT / "bench" / "results" / "compare.json").read_text(encoding="utf-8"))
+    assert report.summary(kept) in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def test_epoch_report_renders_undefined_auc() -> None:
     def row(backend: str, seconds: float) -> dict:
         quartiles = {"median": seconds, "q1": seconds, "q3": seconds, "min": seconds}
