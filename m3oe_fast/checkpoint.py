@@ -53,7 +53,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except _DAMAGE as error:
-        reason = str(error).split("\n", 1)[0]
+        reason = str(error).split("\n", 1)[0].split(". ", 1)[0]  # torch explains itself for half a page
         raise CheckpointError(
             f"{file} is damaged or not a checkpoint of m3oe_fast ({reason}); use another one"
         ) from error

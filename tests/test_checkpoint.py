@@ -73,12 +73,14 @@ def test_weights_that_are_none(saved, weights):
 
 def test_any_flipped_bytes_are_one_kind_of_error(saved):
     content = saved.read_bytes()
+    refused = 0
     for place in range(0, len(content), max(1, len(content) // 150)):
         saved.write_bytes(content[:place] + bytes([content[place] ^ 0x5A]) + content[place + 1 :])
         try:
             M3oE.load(saved)  # some bytes do not matter
         except CheckpointError:
-            continue
+            refused += 1
+    assert refused > 10
 
 
 def test_newer_format(saved):

@@ -36,7 +36,7 @@ class Archive:
             self.is_folder = False
             self.names = _list_zip(self.path)
         else:
-            raise DataError(f"{self.path}: no such file or folder; check --data_path")
+            raise DataError(f"{self.path}: no such file or folder; check the path")
 
     def where(self, name: str) -> str:
         """How messages name a member."""

@@ -3,6 +3,7 @@
 #include <immintrin.h>
 
 #include "../network_kernel.h"
+#include "exp.h"
 #include "isa.h"
 #include "peak.h"
 
@@ -37,23 +38,15 @@ struct Avx2 {
   }
   static T sqrt(T v) { return __builtin_sqrtf(v); }
 
-  // exp by 2^n * p(r), |r| <= ln(2) / 2; polynomial of degree 6, about 1 ulp. NaN stays NaN.
-  static Reg exp(Reg v) {
-    v = _mm256_min_ps(set1(88.0f), _mm256_max_ps(set1(-87.3f), v));
-    const Reg n =
-        _mm256_round_ps(_mm256_mul_ps(v, set1(1.44269504088896341f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    Reg r = _mm256_fnmadd_ps(n, set1(0.693359375f), v);
-    r = _mm256_fnmadd_ps(n, set1(-2.12194440e-4f), r);
-    Reg p = set1(1.3888889e-3f);
-    p = fma(p, r, set1(8.3333333e-3f));
-    p = fma(p, r, set1(4.1666667e-2f));
-    p = fma(p, r, set1(1.6666667e-1f));
-    p = fma(p, r, set1(0.5f));
-    p = fma(p, r, set1(1.0f));
-    p = fma(p, r, set1(1.0f));
-    const __m256i exponent = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
-    return mul(p, _mm256_castsi256_ps(exponent));
+  static Reg min(Reg a, Reg b) { return _mm256_min_ps(a, b); }
+  static Reg max(Reg a, Reg b) { return _mm256_max_ps(a, b); }
+  static Reg round(Reg v) { return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  // v * 2^n for whole n in the range of normal exponents.
+  static Reg scale(Reg v, Reg n) {
+    const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+    return mul(v, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
   }
+  static Reg exp(Reg v) { return exp_by_parts<Avx2>(v); }
 };
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <immintrin.h>
 
 #include "../network_kernel.h"
+#include "exp.h"
 #include "isa.h"
 #include "peak.h"
 
@@ -34,22 +35,12 @@ struct Avx512 {
   static T sum(Reg v) { return _mm512_reduce_add_ps(v); }
   static T sqrt(T v) { return __builtin_sqrtf(v); }
 
-  // exp by 2^n * p(r), |r| <= ln(2) / 2; polynomial of degree 6, about 1 ulp. NaN stays NaN.
-  static Reg exp(Reg v) {
-    v = _mm512_min_ps(set1(88.0f), _mm512_max_ps(set1(-87.3f), v));
-    const Reg n = _mm512_roundscale_ps(_mm512_mul_ps(v, set1(1.44269504088896341f)),
-                                       _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    Reg r = _mm512_fnmadd_ps(n, set1(0.693359375f), v);
-    r = _mm512_fnmadd_ps(n, set1(-2.12194440e-4f), r);
-    Reg p = set1(1.3888889e-3f);
-    p = fma(p, r, set1(8.3333333e-3f));
-    p = fma(p, r, set1(4.1666667e-2f));
-    p = fma(p, r, set1(1.6666667e-1f));
-    p = fma(p, r, set1(0.5f));
-    p = fma(p, r, set1(1.0f));
-    p = fma(p, r, set1(1.0f));
-    return _mm512_scalef_ps(p, n);
-  }
+  static Reg min(Reg a, Reg b) { return _mm512_min_ps(a, b); }
+  static Reg max(Reg a, Reg b) { return _mm512_max_ps(a, b); }
+  static Reg round(Reg v) { return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  // v * 2^n for whole n.
+  static Reg scale(Reg v, Reg n) { return _mm512_scalef_ps(v, n); }
+  static Reg exp(Reg v) { return exp_by_parts<Avx512>(v); }
 };
 
 }  // namespace
