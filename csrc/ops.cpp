@@ -12,6 +12,9 @@
 //   17 + 4 l: expert weight [E, in, out], bias, gain, offset [E, out] of layer l
 // star_weight is the folded M_d. With 0 to 7 empty there is no representation layer: r = x, I = H.
 // gate_mask: bool [D, T, G], which experts each softmax ranges over; absent = all.
+//
+// network_fwd returns logits [B, T]; network_bwd d_x and a gradient per weight; network_loss pair_loss [D, T], d_x and
+// a gradient per weight of sum(pair_weight * pair_loss), label [B, T] with NaN = not observed.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/stable/library.h>
@@ -29,6 +32,9 @@ STABLE_TORCH_LIBRARY(m3oe_fast, m) {
   m.def(
       "network_bwd(Tensor grad, Tensor x, Tensor domain, Tensor[] weights, Tensor? gate_mask, bool star_linear, "
       "bool gate_detach, bool input_grad) -> Tensor[]");
+  m.def(
+      "network_loss(Tensor x, Tensor domain, Tensor label, Tensor? row_weight, Tensor pair_weight, Tensor[] weights, "
+      "Tensor? gate_mask, bool star_linear, bool gate_detach, bool input_grad) -> Tensor[]");
 }
 
 namespace {

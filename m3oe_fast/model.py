@@ -6,6 +6,7 @@ them as they are and a checkpoint does not depend on the backend.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
@@ -176,25 +177,20 @@ class M3oE(nn.Module):
             ValueError, TypeError: a wrong shape, dtype or id; names the argument, row and field.
         """
         self._check_inputs(ids, dense, domain)
-        if torch.is_autocast_enabled(ids.device.type):  # the precision is the model's own
-            with torch.autocast(ids.device.type, enabled=False):
-                return self._logits(ids, dense, domain)
-        return self._logits(ids, dense, domain)
+        with _precision_of_the_model(ids.device.type):
+            return self._logits(self.embed(ids, dense.to(self.embedding.dtype)), domain)
 
-    def _logits(self, ids: Tensor, dense: Tensor, domain: Tensor) -> Tensor:
-        x = self.embed(ids, dense.to(self.embedding.dtype))
+    def _logits(self, x: Tensor, domain: Tensor) -> Tensor:
         parameters = dict(self.named_parameters())
         if self.backend_name == "reference":
             return reference.forward(parameters, self.config, x, domain)
         from m3oe_fast.ops import network  # loads the compiled module, which backend "reference" does without
 
-        return network(
-            x,
-            domain,
-            folded.fold(parameters, self.config),
-            star_linear=self.config.star_activation == "linear",
-            gate_detach=self.config.gate_detach,
-        )
+        return network(x, domain, folded.fold(parameters, self.config), **self._switches)
+
+    @property
+    def _switches(self) -> dict[str, bool]:
+        return {"star_linear": self.config.star_activation == "linear", "gate_detach": self.config.gate_detach}
 
     def loss(
         self, ids: Tensor, dense: Tensor, domain: Tensor, label: Tensor, row_weight: Tensor | None = None
@@ -217,8 +213,22 @@ class M3oE(nn.Module):
             )
         if label.device.type == "cpu" and not torch.compiler.is_compiling():
             self._check_label(label)
-        logits = self.forward(ids, dense, domain)
-        return reference.pair_losses(logits, domain, label.to(logits.dtype), self.config.num_domains, row_weight).sum()
+        self._check_inputs(ids, dense, domain)
+        with _precision_of_the_model(ids.device.type):
+            x = self.embed(ids, dense.to(self.embedding.dtype))
+            label = label.to(x.dtype)
+            one_pass = torch.is_grad_enabled() and self.backend_name != "reference"
+            if one_pass and not (row_weight is not None and row_weight.requires_grad):
+                return self._one_pass_loss(x, domain, label, row_weight)
+            logits = self._logits(x, domain)
+            return reference.pair_losses(logits, domain, label, self.config.num_domains, row_weight).sum()
+
+    def _one_pass_loss(self, x: Tensor, domain: Tensor, label: Tensor, row_weight: Tensor | None) -> Tensor:
+        from m3oe_fast.ops import network_loss
+
+        weights = folded.fold(dict(self.named_parameters()), self.config)
+        row_weight = None if row_weight is None else row_weight.to(x.dtype)
+        return network_loss(x, domain, label, weights, row_weight=row_weight, **self._switches)[0]
 
     @torch.no_grad()
     def predict(self, ids: Tensor, dense: Tensor, domain: Tensor) -> Tensor:
@@ -331,6 +341,13 @@ class M3oE(nn.Module):
                     f"{source}: weight {name!r} is {list(tensor.shape)}, this model needs {list(own[name].shape)}"
                 )
         self.load_state_dict(weights)
+
+
+def _precision_of_the_model(device: str) -> contextlib.AbstractContextManager:
+    """Switches autocast off where it is on: the model's own precision wins."""
+    if torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()
 
 
 def _uniform_linear(fan_in: int, *tensors: Tensor) -> None:

@@ -228,6 +228,33 @@ def test_compiles_as_one_graph_and_exports():
     torch.testing.assert_close(program.module()(*other), model(*other))
 
 
+def test_a_compiled_training_step_gives_the_same_gradients():
+    model = make()
+    inputs = batch(CONFIG)
+    model.loss(*inputs).backward()
+    expected = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    torch.compile(model.loss, fullgraph=True, backend="aot_eager")(*inputs).backward()
+    for parameter, gradient in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+
+
+def test_row_weights_that_want_a_gradient_get_one():
+    model, twin = make(), make(backend="reference")
+    row_weight = torch.rand(200, requires_grad=True)
+    grads = [torch.autograd.grad(m.loss(*batch(CONFIG), row_weight=row_weight), row_weight)[0] for m in (model, twin)]
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-7)
+    plain = model.loss(*batch(CONFIG), row_weight=row_weight.detach())
+    torch.testing.assert_close(plain, model.loss(*batch(CONFIG), row_weight=row_weight))
+
+
+def test_the_loss_without_gradients_is_the_same():
+    model = make()
+    with torch.no_grad():
+        bare = model.loss(*batch(CONFIG))
+    torch.testing.assert_close(bare, model.loss(*batch(CONFIG)).detach())
+
+
 def test_save_and_load(tmp_path):
     model = make()
     model.save(tmp_path / "run", trainer_state={"epoch": 3})

@@ -8,9 +8,9 @@ import threading
 import pytest
 import torch
 
-from m3oe_fast import folded
+from m3oe_fast import folded, reference
 from m3oe_fast.folded import NetworkWeights
-from m3oe_fast.ops import network
+from m3oe_fast.ops import network, network_loss
 from tests.cases import Case, cast, make_inputs, make_weights, names, stacked_axes
 from tests.tolerance import FORWARD, GRADIENT, assert_close_to_oracle
 
@@ -360,3 +360,113 @@ def test_compiles_without_a_graph_break_and_trains_the_same():
             expected = [x.grad, *(w.grad for w in weights.flat())]
     got = [x.grad, *(w.grad for w in weights.flat())]
     assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
+
+
+def eager_loss(x, domain, label, weights, *, pair_weight, row_weight, gate_mask, **switches):
+    """What `network_loss` computes, from the eager network and the oracle's loss."""
+    logits = folded.routed(x, domain, weights, gate_mask=gate_mask, **switches)
+    pair_loss = reference.pair_losses(logits, domain, label, len(weights.table), row_weight)
+    return (pair_loss * pair_weight).sum(), pair_loss.detach()
+
+
+def make_targets(case: Case, dtype):
+    """label with missing values and one pair without any, pair weights requiring a gradient, row weights."""
+    generator = torch.Generator().manual_seed(2)
+    label = torch.randint(2, (case.rows, case.tasks), generator=generator).to(dtype)
+    label[torch.rand(label.shape, generator=generator) < 0.3] = float("nan")
+    pair_weight = torch.rand(case.domains, case.tasks, generator=generator).add(0.5).to(dtype).requires_grad_()
+    return label, pair_weight, torch.rand(case.rows, generator=generator).to(dtype)
+
+
+def run_loss(function, case: Case, weights, x, domain, label, pair_weight, row_weight, mask):
+    """loss, pair_loss, and the gradients of x, pair_weight and every weight, scaled by 1.7."""
+    targets = {"pair_weight": pair_weight, "row_weight": row_weight, "gate_mask": mask}
+    loss, pair_loss = function(x, domain, label, weights, **targets, **case.switches)
+    wanted = [x, pair_weight, *weights.flat()]
+    grads = torch.autograd.grad(loss * 1.7, wanted, allow_unused=True)
+    return [
+        loss.detach(),
+        pair_loss,
+        *(torch.zeros_like(w) if g is None else g for g, w in zip(grads, wanted, strict=True)),
+    ]
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("case", UGLY, ids=str)
+def test_loss_and_gradients_in_one_pass_against_the_oracle(case, weighted):
+    results = []
+    for function, dtype in ((network_loss, torch.float32), (eager_loss, torch.float32), (eager_loss, torch.float64)):
+        weights = cast(make_weights(case, torch.float32), dtype)
+        x, domain, _, mask = make_inputs(case, torch.float32)
+        label, pair_weight, row_weight = make_targets(case, torch.float32)
+        x, pair_weight = (v.detach().to(dtype).requires_grad_() for v in (x, pair_weight))
+        rows = row_weight.to(dtype) if weighted else None
+        results.append(run_loss(function, case, weights, x, domain, label.to(dtype), pair_weight, rows, mask))
+    labels = ["loss", "pair_loss", "x", "pair_weight", *names(weights)]
+    for label, *values in zip(labels, *results, strict=True):
+        factor = FORWARD if label in ("loss", "pair_loss") else GRADIENT
+        assert_close_to_oracle(*values, factor, label, stacked_axes(label))
+
+
+def test_gradcheck_of_the_one_pass_loss_in_double():
+    case = Case(rows=9, inputs=5, hidden=6, widths=(7,), tower=4, shared=2, gate_detach=False)
+    weights = make_weights(case)
+    x, domain, _, _ = make_inputs(case)
+    label, pair_weight, row_weight = make_targets(case, torch.float64)
+
+    def loss(x, pair_weight, *flat):
+        targets = {"pair_weight": pair_weight, "row_weight": row_weight}
+        return network_loss(x, domain, label, NetworkWeights.unflat(flat), **targets, **case.switches)[0]
+
+    assert torch.autograd.gradcheck(loss, (x, pair_weight, *weights.flat()), eps=1e-6, atol=1e-5, nondet_tol=0.0)
+
+
+def test_going_backward_again_adds_the_same_gradients():
+    """The gradients are kept, not recomputed: accumulating into .grad must not change what is kept."""
+    case = Case(rows=50)
+    weights = make_weights(case, torch.float32)
+    x, domain, _, _ = make_inputs(case, torch.float32)
+    label, _, _ = make_targets(case, torch.float32)
+    loss, _ = network_loss(x, domain, label, weights)
+    loss.backward(retain_graph=True)
+    once = [x.grad.clone(), *(w.grad.clone() for w in weights.flat())]
+    for _ in range(3):
+        loss.backward(retain_graph=True)
+    for first, tensor in zip(once, [x, *weights.flat()], strict=True):
+        torch.testing.assert_close(tensor.grad, 4 * first)
+
+
+def test_the_one_pass_loss_is_that_of_the_logits_and_the_same_every_time():
+    case = Case(rows=300, gate_detach=False)
+    weights = make_weights(case, torch.float32)
+    x, domain, _, _ = make_inputs(case, torch.float32)
+    label, _, _ = make_targets(case, torch.float32)
+    loss, pair_loss = network_loss(x, domain, label, weights, gate_detach=False)
+    expected = reference.pair_losses(network(x, domain, weights, gate_detach=False), domain, label, 3)
+    torch.testing.assert_close(pair_loss, expected.detach())
+    again = [network_loss(x, domain, label, weights, gate_detach=False)[0] for _ in range(2)]
+    grads = [torch.autograd.grad(value, [x, *weights.flat()]) for value in (loss, *again)]
+    assert all(torch.equal(a, b) for other in grads[1:] for a, b in zip(grads[0], other, strict=True))
+
+
+@pytest.mark.parametrize("name", ["label", "pair_weight", "row_weight"])
+def test_wrong_targets_are_named(name):
+    case = Case(rows=5)
+    weights = make_weights(case, torch.float32)
+    x, domain, _, _ = make_inputs(case, torch.float32)
+    targets = {"label": torch.zeros(5, 2), "pair_weight": torch.ones(3, 2), "row_weight": torch.ones(5)}
+    for bad in (targets[name][:-1], targets[name].double()):
+        with pytest.raises(ValueError, match=name):
+            network_loss(x, domain, weights=weights, **{**targets, name: bad})
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_opcheck_of_the_one_pass_loss(weighted):
+    case = Case(rows=20)
+    weights = [w.detach() for w in make_weights(case, torch.float32).flat()]
+    x, domain, _, _ = make_inputs(case, torch.float32)
+    label, pair_weight, row_weight = make_targets(case, torch.float32)
+    for input_grad in (True, False):
+        targets = (label, row_weight if weighted else None, pair_weight.detach())
+        args = (x.detach(), domain, *targets, weights, None, False, True, input_grad)
+        torch.library.opcheck(torch.ops.m3oe_fast.network_loss.default, args)

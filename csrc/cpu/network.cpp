@@ -3,7 +3,8 @@
 // Decomposition: rows are sorted by domain and cut into tiles; a tile runs the whole network on one thread. The forward
 // pass hands tiles out as threads become free (a row's result does not depend on its tile). The backward pass gives
 // every worker a fixed range of tiles and private gradients, then sums them in worker order: the same bits for the same
-// batch and number of threads. It recomputes the forward pass of its tile, so nothing but x is kept in between.
+// batch and number of threads. It recomputes the forward pass of its tile, so nothing but x is kept in between. The
+// loss op runs both at once: a tile's loss and its gradient follow from its logits, and nothing is recomputed.
 #include "network.h"
 
 #include <torch/csrc/stable/library.h>
@@ -19,6 +20,7 @@
 #include "dispatch.h"
 #include "gradients.h"
 #include "layout.h"
+#include "loss.h"
 #include "pack.h"
 #include "route.h"
 #include "weights.h"
@@ -246,12 +248,22 @@ void forward(const Call& call, Tensor& logits) {
   });
 }
 
-template <typename T>
-void backward(const Call& call, const Tensor& grad, Tensor& d_x, std::vector<Tensor>& d_weights, bool input_grad) {
-  const Run<T> run(call, true);
+// Where the gradients go: d_x is empty unless it is asked for.
+struct Gradients {
+  Tensor d_x;
+  std::vector<Tensor> d_weights;
+
+  Gradients(const Call& call, bool input_grad)
+      : d_x(torch::stable::new_empty(call.x, {input_grad ? call.rows : 0, call.shape.inputs})) {
+    for (const Tensor& weight : call.weights) d_weights.push_back(torch::stable::empty_like(weight));
+  }
+};
+
+// Forward and backward of every tile. `output_grad(i, logit, d_logit)` gives the gradient of tile i's logits.
+template <typename T, typename OutputGrad>
+void backward(const Run<T>& run, Gradients& to, bool input_grad, const OutputGrad& output_grad) {
   const Layout& layout = run.layout;
-  const T* d_logits = grad.const_data_ptr<T>();
-  T* d_input = input_grad ? d_x.mutable_data_ptr<T>() : nullptr;
+  T* d_input = input_grad ? to.d_x.template mutable_data_ptr<T>() : nullptr;
   PrivateGrads<T> grads(run.grads, layout, run.workers, run.grad_levels);
   for_workers(run.workers, [&](int64_t worker) {
     T* memory = run.tile_of(worker);
@@ -259,7 +271,7 @@ void backward(const Call& call, const Tensor& grad, Tensor& d_x, std::vector<Ten
       const RowTile& tile = run.route.tiles[i];
       T* own = grads.open(worker, i - run.cuts[worker], tile.domain);
       run.tile_forward(tile, memory, true);
-      run.gather(d_logits, call.shape.tasks, tile, memory + layout.tile.d_logit, call.shape.tasks);
+      output_grad(i, memory + layout.tile.logit, memory + layout.tile.d_logit);
       run.kernels.tile_backward(layout.size, layout.pack, run.packed, layout.grad, own, layout.tile, memory,
                                 tile.domain, tile.rows, input_grad);
       if (input_grad) {
@@ -268,9 +280,28 @@ void backward(const Call& call, const Tensor& grad, Tensor& d_x, std::vector<Ten
     }
   });
   std::vector<T*> pointers;
-  for (Tensor& d_weight : d_weights) pointers.push_back(d_weight.mutable_data_ptr<T>());
+  for (Tensor& d_weight : to.d_weights) pointers.push_back(d_weight.mutable_data_ptr<T>());
   const std::vector<GradPiece<T>> pieces = grad_pieces(layout, name_weights(pointers));
   for_jobs(static_cast<int64_t>(pieces.size()), run.workers, [&](int64_t i) { sum_piece(pieces[i], grads); });
+}
+
+template <typename T>
+void backward_from_logits(const Call& call, const Tensor& grad, Gradients& to, bool input_grad) {
+  const Run<T> run(call, true);
+  const T* d_logits = grad.const_data_ptr<T>();
+  backward<T>(run, to, input_grad, [&](int64_t i, const T*, T* d_logit) {
+    run.gather(d_logits, call.shape.tasks, run.route.tiles[i], d_logit, call.shape.tasks);
+  });
+}
+
+template <typename T>
+void backward_from_labels(const Call& call, const Tensor& label, const Tensor* row_weight, const Tensor& pair_weight,
+                          Tensor& pair_loss, Gradients& to, bool input_grad) {
+  const Run<T> run(call, true);
+  PairLoss<T> loss(label.const_data_ptr<T>(), row_weight == nullptr ? nullptr : row_weight->const_data_ptr<T>(),
+                   pair_weight.const_data_ptr<T>(), run.route, call.shape.domains, call.shape.tasks);
+  backward<T>(run, to, input_grad, [&](int64_t i, const T* logit, T* d_logit) { loss.tile(i, logit, d_logit); });
+  loss.finish(pair_loss.mutable_data_ptr<T>());
 }
 
 Tensor network_fwd(const Tensor& x, const Tensor& domain, const std::vector<Tensor>& weights,
@@ -294,16 +325,48 @@ std::vector<Tensor> network_bwd(const Tensor& grad, const Tensor& x, const Tenso
                       grad.scalar_type() == call.x.scalar_type(),
                   "network: the gradient must be [B, T] in the dtype of x");
   const Tensor dense_grad = torch::stable::contiguous(grad);
-  Tensor d_x = torch::stable::new_empty(call.x, {input_grad ? call.rows : 0, call.shape.inputs});
-  std::vector<Tensor> d_weights;
-  for (const Tensor& weight : call.weights) d_weights.push_back(torch::stable::empty_like(weight));
+  Gradients to(call, input_grad);
   if (call.x.scalar_type() == ScalarType::Double) {
-    backward<double>(call, dense_grad, d_x, d_weights, input_grad);
+    backward_from_logits<double>(call, dense_grad, to, input_grad);
   } else {
-    backward<float>(call, dense_grad, d_x, d_weights, input_grad);
+    backward_from_logits<float>(call, dense_grad, to, input_grad);
   }
-  d_weights.insert(d_weights.begin(), d_x);
-  return d_weights;
+  to.d_weights.insert(to.d_weights.begin(), to.d_x);
+  return to.d_weights;
+}
+
+// Returns pair_loss [D, T], d_x (empty unless input_grad), then a gradient per weight, all of the weighted loss
+// sum(pair_weight * pair_loss).
+std::vector<Tensor> network_loss(const Tensor& x, const Tensor& domain, const Tensor& label,
+                                 const std::optional<Tensor>& row_weight, const Tensor& pair_weight,
+                                 const std::vector<Tensor>& weights, const std::optional<Tensor>& gate_mask,
+                                 bool star_linear, bool gate_detach, bool input_grad) {
+  const Call call = make_call(x, domain, weights, gate_mask, star_linear, gate_detach);
+  const ScalarType type = call.x.scalar_type();
+  const int64_t d = call.shape.domains, t = call.shape.tasks;
+  STD_TORCH_CHECK(label.dim() == 2 && label.size(0) == call.rows && label.size(1) == t && label.scalar_type() == type,
+                  "network_loss: label must be [B, T] in the dtype of x");
+  STD_TORCH_CHECK(pair_weight.dim() == 2 && pair_weight.size(0) == d && pair_weight.size(1) == t &&
+                      pair_weight.scalar_type() == type,
+                  "network_loss: pair_weight must be [D, T] in the dtype of x");
+  std::optional<Tensor> rows;
+  if (row_weight.has_value()) {
+    STD_TORCH_CHECK(row_weight->dim() == 1 && row_weight->size(0) == call.rows && row_weight->scalar_type() == type,
+                    "network_loss: row_weight must be [B] in the dtype of x");
+    rows = torch::stable::contiguous(*row_weight);
+  }
+  const Tensor* row_pointer = rows.has_value() ? &*rows : nullptr;
+  const Tensor labels = torch::stable::contiguous(label);
+  const Tensor pairs = torch::stable::contiguous(pair_weight);
+  Tensor pair_loss = torch::stable::new_empty(call.x, {d, t});
+  Gradients to(call, input_grad);
+  if (type == ScalarType::Double) {
+    backward_from_labels<double>(call, labels, row_pointer, pairs, pair_loss, to, input_grad);
+  } else {
+    backward_from_labels<float>(call, labels, row_pointer, pairs, pair_loss, to, input_grad);
+  }
+  to.d_weights.insert(to.d_weights.begin(), {pair_loss, to.d_x});
+  return to.d_weights;
 }
 
 }  // namespace
@@ -311,6 +374,7 @@ std::vector<Tensor> network_bwd(const Tensor& grad, const Tensor& x, const Tenso
 STABLE_TORCH_LIBRARY_IMPL(m3oe_fast, CPU, m) {
   m.impl("network_fwd", TORCH_BOX(&network_fwd));
   m.impl("network_bwd", TORCH_BOX(&network_bwd));
+  m.impl("network_loss", TORCH_BOX(&network_loss));
 }
 
 }  // namespace m3oe
