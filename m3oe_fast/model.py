@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
     from m3oe_fast.data import Encoder
 
+SCORED_AT_ONCE = 65_536
+"""Rows of a frame that `score` embeds at once: 30 MB at the published sizes."""
+
 FUSION_NAMES = ("alpha_domain", "alpha_task", "beta_domain", "beta_task")
 
 
@@ -246,7 +249,12 @@ class M3oE(nn.Module):
             raise ConfigError("this model holds no vocabularies; set model.encoder, or load a trained run")
         batch = self.encoder.transform(frame)
         device = self.embedding.device
-        return self.predict(batch.ids.to(device), batch.dense.to(device), batch.domain.to(device)).cpu().numpy()
+        chunks = (slice(first, first + SCORED_AT_ONCE) for first in range(0, max(len(frame), 1), SCORED_AT_ONCE))
+        parts = [
+            self.predict(batch.ids[c].to(device), batch.dense[c].to(device), batch.domain[c].to(device)).cpu()
+            for c in chunks
+        ]
+        return torch.cat(parts).numpy()
 
     def _check_inputs(self, ids: Tensor, dense: Tensor, domain: Tensor) -> None:
         c = self.config

@@ -266,6 +266,24 @@ def test_save_and_load(tmp_path):
     assert reference_backend.backend_name == "reference"
 
 
+def test_scoring_raw_rows_in_chunks(tmp_path, monkeypatch):
+    from m3oe_fast import data, model
+    from m3oe_fast.data import demo
+
+    dataset = data.load("demo", cache_dir=str(tmp_path))
+    schema = dataset.schema
+    sizes = (schema.vocab_sizes, len(schema.dense), len(schema.domains), len(schema.tasks))
+    scorer = M3oE(M3oEConfig(*sizes, star_dim=8, hidden_dim=8, expert_dims=(8,), tower_dim=8))
+    with pytest.raises(ConfigError, match="no vocabularies"):
+        scorer.score(demo.frame(10))
+    scorer.encoder = dataset.encoder
+    frame = demo.frame(1000)
+    whole = scorer.score(frame)
+    monkeypatch.setattr(model, "SCORED_AT_ONCE", 300)
+    assert whole.shape == (1000, 3) and (scorer.score(frame) == whole).all()
+    assert scorer.score(frame[:0]).shape == (0, 3)
+
+
 def test_weights_of_another_configuration_are_refused_by_name():
     other = M3oE(
         M3oEConfig([50, 30, 4], 2, 3, 2, embed_dim=8, star_dim=32, hidden_dim=48, expert_dims=(25,), tower_dim=16)
