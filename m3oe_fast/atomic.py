@@ -19,6 +19,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     # Not mkstemp: its files are readable by their owner only, and a run folder is often shared.
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path)
     try:
         with open(temporary, "wb") as stream:
             yield stream
@@ -27,3 +28,21 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sweep(path: Path) -> None:
+    """Remove what writers of `path` left that were killed half-way."""
+    for stale in path.parent.iterdir():
+        stem, _, writer = stale.name.rpartition(".")
+        if stem == f".{path.name}" and writer.isdecimal() and not _is_alive(int(writer)):
+            stale.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass  # another user's
+    return True

@@ -1,11 +1,13 @@
 """What every ``python -m m3oe_fast.<command>`` shares: errors as one line, exit codes, Ctrl-C.
 
-Exit codes: 0 done, 2 the user's input is wrong, 130 interrupted.
+Exit codes: 0 done, 2 the user's input is wrong or a file or device refused, 130 interrupted.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -19,8 +21,12 @@ def run(main: Callable[[list[str]], int]) -> NoReturn:
     Args:
         main: takes the arguments after the command's name, returns the exit status.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # Names from a log or a path need not fit the terminal's encoding.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        status = main(sys.argv[1:])
+        status = _status_of(main)
         sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -29,7 +35,33 @@ def run(main: Callable[[list[str]], int]) -> NoReturn:
         print("interrupted", file=sys.stderr)
         status = 130
     except BrokenPipeError:
-        # The reader (head, less) went away; a second failure at interpreter exit would print a traceback.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader (head, less) went away.
         status = 0
+    except OSError as error:
+        _complain(error)
+        status = 2
+    # The interpreter is on its way out: a second Ctrl-C could only print a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _let_go_of_stdout()
     sys.exit(status)
+
+
+def _status_of(main: Callable[[list[str]], int]) -> int | str | None:
+    try:
+        return main(sys.argv[1:])
+    except SystemExit as done:  # --help
+        return done.code
+
+
+def _complain(error: OSError) -> None:
+    named = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+    with contextlib.suppress(OSError):
+        print(f"error: {named}{error.strerror or error}", file=sys.stderr)
+
+
+def _let_go_of_stdout() -> None:
+    """Write out what is left, or drop it: a failure at interpreter exit would print a traceback."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -7,6 +7,7 @@ finite) gets no value but the reason, and the mean is taken over the pairs that 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,6 +63,16 @@ class Scores:
     def mean_logloss(self) -> float | None:
         """Unweighted mean over the pairs whose logloss is defined, None if there is none."""
         return _mean([pair.logloss for pair in self.pairs])
+
+    @property
+    def finite(self) -> bool:
+        """Whether every row that was measured has a finite score."""
+        return all(pair.logloss.reason != NOT_FINITE for pair in self.pairs)
+
+    def withheld(self, reason: str) -> Scores:
+        """The same pairs and rows, with ``reason`` in the place of every value."""
+        none = Measure(None, reason)
+        return Scores(tuple(dataclasses.replace(pair, auc=none, logloss=none) for pair in self.pairs))
 
     def to_dict(self) -> dict[str, dict[str, float | None]]:
         """As in metrics.json: {"auc": {"mean": m, "<domain>/<task>": v}, "logloss": same keys}."""

@@ -328,7 +328,10 @@ class M3oE(nn.Module):
         if content["encoder"] is not None:
             from m3oe_fast.data import Encoder
 
-            model.encoder = Encoder.from_dict(content["encoder"])
+            try:
+                model.encoder = Encoder.from_dict(content["encoder"])
+            except (KeyError, TypeError, ValueError) as error:
+                raise CheckpointError(f"{path} holds vocabularies this version cannot read ({error!r})") from error
         return model
 
     def load_weights(self, weights: Mapping[str, Tensor], source: str) -> None:

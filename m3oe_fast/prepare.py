@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import re
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def parse(argv: list[str]) -> tuple[DataOptions, Path | None]:
         if options.data not in (DataOptions.data, name):
             raise ConfigError(f"both {name} and --data {options.data} name the log; drop one")
         options = dataclasses.replace(options, data=name)
-    return options, None if out is None else Path(out).expanduser().absolute()
+    return options, None if out is None else Path(os.path.expanduser(out)).absolute()
 
 
 def _make_parser() -> ArgumentParser:

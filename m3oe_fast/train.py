@@ -9,10 +9,10 @@ import argparse
 import dataclasses
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import pairwise
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
@@ -29,7 +29,7 @@ from m3oe_fast.model import M3oE
 from m3oe_fast.training import Result, Trainer, TrainOptions
 from m3oe_fast.training.console import ConsoleDisplay, make_console, print_result, say
 from m3oe_fast.training.resume import continues
-from m3oe_fast.training.run_folder import RunFolder, default_root, root_of
+from m3oe_fast.training.run_folder import RunFolder, reserve_default, root_of
 
 MODELS = ("m3oe",)
 
@@ -56,7 +56,7 @@ examples:
   python -m m3oe_fast.train --data movielens-1m --data_path ml-1m.zip --lr 3e-3
   python -m m3oe_fast.train --config runs/a/config.yaml --out runs/b --seed 1
 
-names of the published code work as well:
+names of the published code work as well, here and in YAML:
 {chr(10).join(f"  {theirs:<21} = {ours}" for theirs, ours in ALIASES.items())}
 
 exit status: 0 done, 2 wrong input, 130 interrupted by Ctrl-C (--resume last goes on)
@@ -118,6 +118,12 @@ class RunOptions:
         "checkpoint. last starts afresh where there is nothing yet.",
     )
 
+    def __post_init__(self) -> None:
+        for name in ("out", "resume"):
+            value = getattr(self, name)
+            if value is not None and not value.strip():
+                raise ConfigError(f"{name} must name a folder, got {value!r}")
+
 
 GROUPS = {
     "data": DataOptions,
@@ -139,12 +145,13 @@ class Options:
     train: TrainOptions
     run: RunOptions
 
-    def resolved(self, out: str) -> dict[str, Any]:
+    def resolved(self, out: str, dataset: Dataset) -> dict[str, Any]:
         """The content of config.yaml: what --config needs to do the same again."""
         groups = (self.data, self.model, self.train, self.run)
         flat = {name: value for group in groups for name, value in dataclasses.asdict(group).items()}
         del flat["resume"]
-        return flat | {"out": out}
+        # A prepared folder was split when it was written, whatever the line says.
+        return flat | {"split": dataset.split, "split_seed": dataset.split_seed, "out": out}
 
 
 class HelpFormatter(DefaultHelpFormatter):
@@ -165,26 +172,31 @@ def main(argv: list[str]) -> int:
         UserError: something the user has to mend.
     """
     options = parse(argv)
+    with _run_folder(options) as out:
+        return _run(options, out)
+
+
+def _run(options: Options, out: str) -> int:
     console = make_console()
-    out = _choose_out(options)
     folder = RunFolder(out)
     folder.check(resuming=continues(folder, options.run.resume))
     _check_computable(options)
     dataset = load_options(options.data)
     torch.manual_seed(options.train.seed)
     model = _make_model(options, dataset)
-    for line in (*dataset.summary(), *_describe(model, options), f"run       {out}"):
-        say(console, line)
     trainer = Trainer(
         model,
         dataset,
         options.train,
         out=out,
-        resolved=options.resolved(out),
+        resolved=options.resolved(out, dataset),
         display=ConsoleDisplay(console),
     )
+    for line in (*dataset.summary(), *_describe(trainer, options), f"run       {out}"):
+        say(console, line)
     result = trainer.fit(options.run.resume)
-    print_result(console, result, dataset.best_auc)
+    if result.best_epoch:
+        print_result(console, result, dataset.best_auc)
     say(console, _closing(result, out))
     return 130 if result.ended == "interrupted" else 0
 
@@ -201,10 +213,11 @@ def parse(argv: Sequence[str]) -> Options:
     for argument in argv:
         if argument.startswith("--"):
             _check_known(argument.partition("=")[0])
-    for path in _config_paths(argv):
-        _check_config(parser, path)
+    paths, argv = _take_configs(argv)
+    configs = [f"--config={_read_config(parser, path)}" for path in paths]
     try:
-        values = parser.parse_args(argv)
+        # The files go first: whatever else is on the line wins over them.
+        values = parser.parse_args([*configs, *argv])
     except argparse.ArgumentError as error:
         raise ConfigError(_explain(error)) from error
     groups = [_take(group, vars(values)) for group in GROUPS.values()]
@@ -225,7 +238,7 @@ def _make_parser() -> ArgumentParser:
     parser.add_argument(
         "--config",
         action=ActionConfigFile,
-        help="A YAML file of options, name: value on each line.",
+        help="A YAML file of options, name: value on each line; the rest of the line wins over it.",
     )
     for title, group in GROUPS.items():
         add_arguments(parser, group, title)
@@ -237,21 +250,40 @@ def _without_alias(argument: str) -> str:
     return ALIASES.get(name, name) + equals + value
 
 
-def _config_paths(argv: Sequence[str]) -> list[str]:
-    following = [value for name, value in pairwise(argv) if name == "--config"]
-    return following + [argument.partition("=")[2] for argument in argv if argument.startswith("--config=")]
+def _take_configs(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The files named by --config, in their order, and the rest of the line."""
+    paths, rest = [], []
+    left = iter(argv)
+    for argument in left:
+        name, equals, path = argument.partition("=")
+        if name != "--config":
+            rest.append(argument)
+        elif equals or (path := next(left, None)) is not None:
+            paths.append(path)
+        else:
+            raise ConfigError("--config must be followed by the path of a YAML file")
+    return paths, rest
 
 
-def _check_config(parser: ArgumentParser, path: str) -> None:
-    """Read the file on its own first, so that an error in it names it."""
+def _read_config(parser: ArgumentParser, path: str) -> str:
+    """The options in a file, by our names, as YAML; parsed on their own first, so that an error names the file."""
     try:
         with open(path, encoding="utf-8") as stream:
             content = yaml.safe_load(stream)
         if not isinstance(content, dict):
             raise ConfigError("it holds no options; write name: value on each line")
-        for name in content:
-            _check_known(str(name), prefix="")
-        parser.parse_path(path)
+        renamed: dict[str, Any] = {}
+        for name, value in content.items():
+            ours = _without_alias(f"--{name}").removeprefix("--")
+            _check_known(ours, prefix="")
+            if ours not in _TYPES:
+                raise ConfigError(f"{ours} works on the line only")
+            if ours in renamed:
+                raise ConfigError(f"{ours} is there twice, once by another name; drop one")
+            renamed[ours] = value
+        text = yaml.safe_dump(renamed, sort_keys=False, allow_unicode=True)
+        parser.parse_string(text)
+        return text
     except OSError as error:
         raise ConfigError(f"config file {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError, ConfigError) as error:
@@ -308,13 +340,22 @@ def _widths(value: int | Sequence[int] | str) -> tuple[int, ...]:
         raise ConfigError(f"expert_dims must be widths such as 64 or 128,64, got {value!r}") from None
 
 
-def _choose_out(options: Options) -> str:
-    if options.run.out is not None:
-        return options.run.out
+@contextmanager
+def _run_folder(options: Options) -> Iterator[str]:
+    """The run folder; a default one is made at once, so that no other run takes it, and removed if left empty."""
     resume = options.run.resume
-    if resume not in (None, "last", "best") and (root := root_of(resume)):
-        return str(root)
-    return str(default_root(options.data.data, datetime.now()))
+    if options.run.out is not None:
+        yield options.run.out
+    elif resume not in (None, "last", "best") and (root := root_of(resume)):
+        yield str(root)
+    else:
+        root = reserve_default(options.data.data, datetime.now())
+        try:
+            yield str(root)
+        finally:
+            for folder in (root, root.parent):
+                with suppress(OSError):
+                    folder.rmdir()
 
 
 def _check_computable(options: Options) -> None:
@@ -329,14 +370,16 @@ def _make_model(options: Options, dataset: Dataset) -> M3oE:
     return M3oE(config, backend=options.run.backend, precision=options.run.precision)
 
 
-def _describe(model: M3oE, options: Options) -> list[str]:
+def _describe(trainer: Trainer, options: Options) -> list[str]:
+    model = trainer.model
     parameters = sum(parameter.numel() for parameter in model.parameters())
     isa = f", instruction set {model.isa_name}" if model.isa_name else ""
     train = options.train
     outer = {
         "off": "fixed",
-        "published": f"one outer step an epoch, lr {train.fusion_lr:g}",
-        "alternating": f"an outer step every {train.outer_every} steps, lr {train.fusion_lr:g}",
+        "published": f"one outer step an epoch, at most {trainer.outer_steps:,}, lr {train.fusion_lr:g}",
+        "alternating": f"an outer step every {train.outer_every} steps, at most {trainer.outer_steps:,}, "
+        f"lr {train.fusion_lr:g}",
     }[train.bilevel]
     return [
         f"model     {options.model.model}, {parameters:,} parameters",
@@ -349,10 +392,8 @@ def _describe(model: M3oE, options: Options) -> list[str]:
 def _closing(result: Result, out: str) -> str:
     done = len(result.history)
     if result.ended == "interrupted":
-        return (
-            f"interrupted after epoch {done}; to go on: "
-            f"python -m m3oe_fast.train --config {out}/config.yaml --resume last"
-        )
+        when = f"after epoch {done}; to go on" if done else "before the first epoch was finished; to start again"
+        return f"interrupted {when}: python -m m3oe_fast.train --config {out}/config.yaml --resume last"
     why = "stopped early" if result.ended == "patience" else "done"
     return f"{why} after epoch {done}; the weights in {out} are those of epoch {result.best_epoch}"
 

@@ -75,3 +75,29 @@ def test_member_that_vanished(folder):
     (folder / "ml/data/a.inter").unlink()
     with pytest.raises(DataError, match=r"a\.inter: cannot be read: No such file"):
         archive.read("ml/data/a.inter")
+
+
+def test_path_that_is_too_long():
+    with pytest.raises(DataError, match="cannot be read: File name too long; check the path"):
+        Archive("x" * 300)
+
+
+def locked(*_, **__):
+    raise PermissionError(13, "Permission denied")
+
+
+def test_path_under_a_locked_folder(monkeypatch, folder):
+    monkeypatch.setattr("pathlib.Path.stat", locked)
+    with pytest.raises(DataError, match=r"log: cannot be read: Permission denied; check the path"):
+        Archive(folder)
+
+
+def test_folder_that_cannot_be_listed(monkeypatch, folder):
+    monkeypatch.setattr("m3oe_fast.data.archive.os.listdir", locked)
+    with pytest.raises(DataError, match=r"log: cannot be read: Permission denied; check the path"):
+        Archive(folder)
+
+
+def test_home_of_nobody():
+    with pytest.raises(DataError, match="no such file or folder"):
+        Archive("~no-such-user-here/log")

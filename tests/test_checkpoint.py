@@ -83,6 +83,13 @@ def test_any_flipped_bytes_are_one_kind_of_error(saved):
     assert refused > 10
 
 
+def test_foreign_vocabularies(saved):
+    content = torch.load(saved, weights_only=True)
+    torch.save({**content, "encoder": {"words": []}}, saved)
+    with pytest.raises(CheckpointError, match="vocabularies"):
+        M3oE.load(saved)
+
+
 def test_newer_format(saved):
     content = torch.load(saved, weights_only=True)
     torch.save({**content, "format": 99}, saved)

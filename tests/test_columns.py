@@ -2,10 +2,11 @@
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m3oe_fast.data.columns import Tokens, natural_order
+from m3oe_fast.data.columns import Tokens, canonical, first_token, natural_order
 
 
 def texts(column):
@@ -58,3 +59,20 @@ def test_numbers_are_nan_where_there_is_none():
 
 def test_natural_order_counts_whole_numbers():
     assert natural_order(["b", "10", "9", "a", "²"]) == ["9", "10", "a", "b", "²"]
+
+
+def test_natural_order_of_numbers_beyond_int():
+    long = "9" * 5000
+    assert natural_order([long, "x", "10", "007", "0"]) == ["0", "007", "10", long, "x"]
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"), [("5.0", "5"), ("-5.00", "-5"), ("5.", "5."), ("5.01", "5.01"), ("v5.0", "v5.0")]
+)
+def test_canonical(text, wanted):
+    assert canonical(text) == wanted
+
+
+@pytest.mark.parametrize("text", ["War", "War Drama", " War|Drama", "War|Drama Comedy", "|War"])
+def test_first_token(text):
+    assert first_token(text, "| ") == "War"

@@ -59,3 +59,16 @@ def test_require_finite_names_the_first_row(wrong):
     with pytest.raises(DataError, match=r"f\.tsv, row 3, field value: no finite.*2 such rows.*mend"):
         require_finite(table, "value", table.numbers["value"], "mend it")
     require_finite(table, "value", np.zeros(3), "mend it")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_empty_lines_count_as_lines(end):
+    good = end.join(["h", "", "a\t-\t1", "", "", "b\t-\t2"])
+    assert [read(good).line(row) for row in (0, 1)] == [3, 6]
+    with pytest.raises(DataError, match=r"f\.tsv, row 7: 2 columns"):
+        read(end.join([good, "c\t-", "d\t-\t3"]))
+    with pytest.raises(DataError, match=r"f\.tsv, row 8, field value: 'x' is not a number"):
+        read(end.join([good, "", "c\t-\tx", ""]))
+    with pytest.raises(DataError, match=r"f\.tsv, row 8, field value: no finite"):
+        table = read(end.join([good, "", "c\t-\tnan"]))
+        require_finite(table, "value", table.numbers["value"], "mend it")

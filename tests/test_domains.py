@@ -69,3 +69,25 @@ def test_rules_survive_json():
     for rule in (AGES, DomainRule("tab", texts=("a", "b")), DomainRule()):
         assert DomainRule.from_dict(json.loads(json.dumps(rule.to_dict()))) == rule
     assert DomainRule().names == ("all",)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("1000000,1000001,1234567", ("<1000000", "1000000", "1000001-1234566", ">=1234567")),
+        ("0.1234567,0.1234568", ("<0.1234567", "0.1234567..0.1234568", ">=0.1234568")),
+        ("1,1e300", ("<1", "1..1e+300", ">=1e+300")),
+    ],
+)
+def test_near_edges_have_names_of_their_own(text, names):
+    assert DomainRule("x", edges=parse_bins(text)).names == names
+
+
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, unique=True))
+def test_names_never_repeat(edges):
+    assert len(set(DomainRule("x", edges=tuple(sorted(edges))).names)) == len(edges) + 1
+
+
+def test_two_domains_of_one_name():
+    with pytest.raises(DataError, match="domain column tab: two domains are called home"):
+        DomainRule("tab", texts=("home", "live", "home"))

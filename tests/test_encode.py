@@ -1,9 +1,11 @@
 """Encoders learn from the training rows only, and encode frames as they encoded the log."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given
@@ -65,7 +67,7 @@ def test_domain_unseen_in_training_is_row_0_of_the_domain_field():
 
 @pytest.mark.parametrize(
     "items",
-    [[9, 10, 11], [9.0, 10.0, NAN], ["9", "10", None], pd.Categorical(["9", "10", "x"])],
+    [[9, 10, 11], [9.0, 10.0, NAN], ["9", "10", None], ["9.0", "10.00", "10.5"], pd.Categorical(["9", "10", "x"])],
 )
 def test_ids_compare_by_text_whatever_the_dtype(items):
     _, encoder = make_encoder()
@@ -75,7 +77,7 @@ def test_ids_compare_by_text_whatever_the_dtype(items):
 
 def test_dtypes_and_labels():
     _, encoder = make_encoder()
-    batch = encoder.transform(make_frame(rating=[5, None], other=["x", "y"]))
+    batch = encoder.transform(make_frame(rating=[5, None], other=["x", "y"]), labels=True)
     dtypes = [tensor.dtype for tensor in batch]
     assert dtypes == [torch.int32, torch.float32, torch.int64, torch.float32]
     assert np.array_equal(batch.label, [[1, NAN], [NAN, NAN]], equal_nan=True)
@@ -90,8 +92,11 @@ def test_no_rows():
 @pytest.mark.parametrize(
     ("frame", "message"),
     [
-        (make_frame().drop(columns="item"), "frame: column item is missing"),
+        (make_frame().drop(columns="item"), "frame: column item is missing; needed are item, price, age"),
         (make_frame().drop(columns="age"), "frame: column age is missing"),
+        (make_frame(item=[["9"], ["10"]]), "frame, field item: a value is no text or number"),
+        (make_frame(price=["1", ""]), "frame, row 2, field price: nan is no finite number"),
+        (pd.concat([make_frame(), make_frame()], axis=1), "frame: column age occurs 2 times"),
         (make_frame(price=[1, NAN]), "frame, row 2, field price: nan is no finite number"),
         (make_frame(price=["1", "x"]), "frame, row 2, field price: 'x' is not a number"),
         (make_frame(age=[20, NAN]), "frame, row 2, field age: .*nan.* is in no domain"),
@@ -102,7 +107,7 @@ def test_no_rows():
 def test_bad_frames(frame, message):
     _, encoder = make_encoder()
     with pytest.raises(DataError, match=message):
-        encoder.transform(frame)
+        encoder.transform(frame, labels=True)
 
 
 def test_unknown_domain_text():
@@ -117,7 +122,7 @@ def test_frames_are_encoded_as_the_log_was():
     log, frame = generate(3000, seed=5), demo_frame(3000, seed=5)
     rows = np.arange(3000)
     encoder = Encoder.fit(log, rows[:1000])
-    stored, batch = encode_rows(log, encoder, rows), encoder.transform(frame)
+    stored, batch = encode_rows(log, encoder, rows), encoder.transform(frame, labels=True)
     for place, name in enumerate(encoder.schema.fields):
         assert np.array_equal(stored[f"id:{name}"], batch.ids[:, place]), name
     assert (batch.ids == 0).any(), "no unknown id: the test proves little"
@@ -152,3 +157,64 @@ def test_known_ids_are_distinct_and_in_range(texts, data):
     seen = {texts[row] for row in train} - {""}
     assert sorted(ids[text] for text in seen) == list(range(1, encoder.schema.vocab_sizes[0]))
     assert all(ids[text] == 0 for text in set(texts) - seen)
+
+
+@pytest.mark.parametrize("columns", [{"seen": [1, 2]}, {"rating": [1, "good"]}])
+def test_scoring_does_not_look_at_labels(columns):
+    _, encoder = make_encoder()
+    assert torch.isnan(encoder.transform(make_frame(**columns)).label).all()
+
+
+@pytest.mark.parametrize("kept", ["5", "5.0"])
+@pytest.mark.parametrize("asked", ["5", "5.0", 5, 5.0])
+def test_whole_numbers_are_one_id_however_they_are_written(kept, asked):
+    column = pa.chunked_array([pa.array([kept, "x"]).dictionary_encode()])
+    item, ones = Tokens.from_arrow(column), np.ones((2, 1), np.float32)
+    log = RawLog("log", {"item": item}, {}, np.zeros(2, np.int32), DomainRule(), ones, parse_labels("t=t"))
+    encoder = Encoder.fit(log, np.arange(2))
+    assert encoder.transform(pd.DataFrame({"item": [asked]})).ids[0, 0] == 1
+
+
+def make_sequence_encoder():
+    genre = Tokens.merged(np.arange(2), ["War", "Drama"])
+    label, rules = np.zeros((2, 1), np.float32), parse_labels("t=t")
+    log = RawLog(
+        "log",
+        {"genre": genre},
+        {},
+        np.array([1, 0], np.int32),
+        DomainRule("genre", texts=("Drama", "War")),
+        label,
+        rules,
+    )
+    log = replace(log, separators={"genre": "| ", "unused": " "}, aliases={"genre": ("genres", "class")})
+    return Encoder.fit(log, np.arange(2))
+
+
+@pytest.mark.parametrize("name", ["genre", "genres", "class"])
+def test_first_token_counts_under_every_name_of_the_column(name):
+    encoder = Encoder.from_dict(json.loads(json.dumps(make_sequence_encoder().to_dict())))
+    assert encoder == make_sequence_encoder()
+    assert encoder.separators == {"genre": "| "}
+    batch = encoder.transform(pd.DataFrame({name: ["War|Drama", " Drama War", "Drama", "War"]}))
+    assert batch.ids.tolist() == [[2, 2], [1, 1], [1, 1], [2, 2]]
+    assert batch.domain.tolist() == [1, 0, 0, 1]
+
+
+def test_missing_column_is_named_with_its_other_names():
+    with pytest.raises(DataError, match=r"column genre \(or genres, class\) is missing; needed are genre \(or"):
+        make_sequence_encoder().transform(pd.DataFrame({"kind": ["War"]}))
+
+
+def test_values_too_far_apart():
+    log, _ = make_encoder()
+    wide = replace(log, dense={"price": np.array([1e308, -1e308, 0, 0, 0])})
+    with pytest.raises(DataError, match=r"log, field price: its values, -1e\+308 to 1e\+308, lie too far apart"):
+        Encoder.fit(wide, np.arange(4))
+
+
+def test_values_far_outside_the_range_are_clipped_without_overflow():
+    log, _ = make_encoder()
+    encoder = Encoder.fit(replace(log, dense={"price": np.array([1e308, 2e307, 0, 0, 0])}), np.arange(4))
+    with np.errstate(all="raise"):
+        assert encoder.scale("price", np.array([-1.7e308, 1.7e308])).tolist() == [0, 1]

@@ -24,7 +24,7 @@ NAN = float("nan")
 )
 def test_comparisons_leave_missing_values_missing(comparison, wanted):
     (rule,) = parse_labels(f"click = rating {comparison} 3")
-    label = rule.apply(np.array([2, 3, 4, NAN]), "f", 1)
+    label = rule.apply(np.array([2, 3, 4, NAN]), "f", int)
     assert label.dtype == np.float32
     assert np.array_equal(label, [*wanted, NAN], equal_nan=True)
 
@@ -54,6 +54,8 @@ def test_rules_survive_json():
         "click=a=b",
         "a=b>3,",
         "a=b>1>2",
+        "click=rating>nan",
+        "click=rating<inf",
     ],
 )
 def test_bad_expressions(text):
@@ -70,4 +72,4 @@ def test_task_defined_twice():
 def test_label_outside_0_and_1(value):
     rule = LabelRule("seen", "is_seen")
     with pytest.raises(DataError, match=r"a\.inter, row 4, field is_seen: label seen is .*not 0 or 1"):
-        rule.apply(np.array([0, NAN, value]), "a.inter", 2)
+        rule.apply(np.array([0, NAN, value]), "a.inter", lambda row: row + 2)

@@ -4,6 +4,7 @@ import json
 import os
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -11,7 +12,7 @@ from m3oe_fast.data import DataOptions, Encoder, load, load_options, recbole
 from m3oe_fast.data.loading import default_cache_dir
 from m3oe_fast.errors import DataError
 
-from .log_files import edit, make_ratings, write_1m, write_recbole
+from .log_files import GENRE_FLAGS, edit, make_ratings, write_1m, write_100k, write_recbole
 
 ROLES = {"domain_column": "age", "domain_bins": "25,35", "labels": "click=rating>3,like=rating>4"}
 
@@ -145,13 +146,16 @@ def test_cache_that_cannot_be_written(source, tmp_path):
 
 
 def test_prepared_folder_by_name(source, tmp_path):
-    options = DataOptions(data=f"recbole:{source}", split="user", **ROLES)
+    options = DataOptions(data=f"recbole:{source}", split="user", split_seed=4, **ROLES)
     written = load_options(options, tmp_path / "out")
     opened = load(f"prepared:{tmp_path / 'out'}")
     assert opened.identity == written.identity
-    assert opened.split == "user"
+    assert (opened.split, opened.split_seed) == ("user", 4)
     with pytest.raises(DataError, match="prepared with split user, not temporal; drop --split"):
         load(f"prepared:{tmp_path / 'out'}", split="temporal")
+    load(f"prepared:{tmp_path / 'out'}", split="user", split_seed=4)
+    with pytest.raises(DataError, match="prepared with split seed 4, not 5; drop --split_seed"):
+        load(f"prepared:{tmp_path / 'out'}", split_seed=5)
     (tmp_path / "out" / "val.arrow").unlink()
     with pytest.raises(DataError, match=r"val\.arrow: No such file.*write the folder again"):
         load(f"prepared:{tmp_path / 'out'}")
@@ -176,6 +180,8 @@ def test_out_folder_of_another_log_is_kept(source, tmp_path):
         ("recbole:", {}, "of which path"),
         ("recbole:/no/where", {}, "/no/where: no such file or folder"),
         ("demo", {"labels": "a=b>1"}, "--labels describes recbole: logs; demo fixes its own"),
+        ("demo", {"data_path": "ml-1m.zip"}, "--data_path does not go with demo"),
+        ("prepared:" + "x" * 300, {}, "cannot be read: File name too long"),
         ("demo", {"split": "best"}, "--split 'best' is unknown"),
         ("demo", {"split_seed": -1}, "--split_seed -1 is negative"),
         ("movielens-1m", {"data_path": "/no/where"}, "/no/where: no such file or folder"),
@@ -197,3 +203,88 @@ def test_movielens_1m_end_to_end(tmp_path, cache):
 def test_path_spelled_otherwise_is_the_same_entry(source, cache, monkeypatch):
     monkeypatch.chdir(source.parent)
     assert load_source(source, cache).folder == load_source(os.path.join(".", source.name), cache).folder
+
+
+@pytest.mark.parametrize("option", ["data_path", "domain_column", "domain_bins", "labels", "drop_columns"])
+def test_prepared_folder_takes_no_options_of_a_log(option, source, tmp_path):
+    load_options(DataOptions(data=f"recbole:{source}", **ROLES), tmp_path / "out")
+    with pytest.raises(DataError, match=f"--{option} does not go with prepared:.*whose rows are fixed"):
+        load(f"prepared:{tmp_path / 'out'}", **{option: "age"})
+
+
+def test_prepared_folder_is_not_prepared_again(source, tmp_path):
+    load_options(DataOptions(data=f"recbole:{source}", **ROLES), tmp_path / "out")
+    with pytest.raises(DataError, match=r"again: prepared:.* is prepared already"):
+        load_options(DataOptions(data=f"prepared:{tmp_path / 'out'}"), tmp_path / "again")
+
+
+def test_long_names_of_logs(tmp_path, cache):
+    folder = write_recbole(tmp_path / "long", make_ratings(), "x" * 240)
+    assert len(load_source(folder, cache).folder.name) < 150
+
+
+def raw_recbole(folder):
+    """The rows of the files as text, joined, every column under its own name."""
+    tables = []
+    for kind in ("inter", "user", "item"):
+        table = pd.read_csv(folder / f"ml-100k.{kind}", sep="\t", dtype=str, quoting=3, keep_default_na=False)
+        tables.append(table.rename(columns=lambda name: name.partition(":")[0]))
+    return tables[0].merge(tables[1], on="user_id").merge(tables[2], on="item_id")
+
+
+def raw_1m(folder):
+    names = {
+        "ratings": ["user_id", "movie_id", "rating", "timestamp"],
+        "users": ["user_id", "gender", "age", "occupation", "zip"],
+        "movies": ["movie_id", "title", "genres"],
+    }
+    log, users, movies = (
+        pd.DataFrame(
+            [line.split("::") for line in (folder / f"{kind}.dat").read_text("latin-1").splitlines()], columns=columns
+        )
+        for kind, columns in names.items()
+    )
+    return log.merge(users, on="user_id").merge(movies, on="movie_id")
+
+
+def raw_100k(folder):
+    """As users of u.item have it: the genre flags turned into texts."""
+    log = pd.read_csv(folder / "u.data", sep="\t", names=["user_id", "item_id", "rating", "timestamp"])
+    users = pd.read_csv(
+        folder / "u.user",
+        sep="|",
+        names=["user_id", "age", "gender", "occupation", "zip_code"],
+        dtype={"zip_code": str},
+    )
+    names = ["item_id", "title", "release", "video", "url", *GENRE_FLAGS]
+    items = pd.read_csv(folder / "u.item", sep="|", names=names, encoding="latin-1", quoting=3)
+    flags = items[GENRE_FLAGS].to_numpy()
+    items["genres"] = ["|".join(np.array(GENRE_FLAGS)[row == 1]) for row in flags]
+    return log.merge(users, on="user_id").merge(items[["item_id", "genres"]], on="item_id")
+
+
+@pytest.mark.parametrize(
+    ("name", "writer", "raw"),
+    [
+        ("recbole", write_recbole, raw_recbole),
+        ("movielens-100k", write_recbole, raw_recbole),
+        ("movielens-100k", write_100k, raw_100k),
+        ("movielens-1m", write_1m, raw_1m),
+    ],
+)
+def test_raw_rows_are_encoded_as_the_prepared_ones(name, writer, raw, tmp_path, cache):
+    ratings = make_ratings(300)
+    ratings.rows.sort(key=lambda row: row[3])
+    folder = writer(tmp_path / "log", ratings)
+    if name == "recbole":
+        dataset = load_source(folder, cache, split="official")
+    else:
+        dataset = load(name, str(folder), split="official", cache_dir=str(cache))
+    frame = raw(folder)
+    assert frame["timestamp"].astype(int).is_monotonic_increasing
+    batch = dataset.encoder.transform(frame[-len(dataset.test) :], labels=True)
+    wanted = dataset.test.take(np.arange(len(dataset.test)))
+    for found, stored in zip(batch, wanted, strict=True):
+        assert torch.equal(found, stored)
+    genre = dataset.schema.fields.index("class" if name == "recbole" else "genre")
+    assert batch.ids[:, genre].all(), "an unknown genre: the first of several was not looked up"

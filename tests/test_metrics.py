@@ -109,6 +109,19 @@ def test_undefined_lines_name_pair_and_reason():
     assert "AUC of b/x: only positives (2 labelled rows)" in scores_of_three_domains().undefined()
 
 
+def test_withheld_scores_keep_the_rows_and_give_the_reason():
+    withheld = scores_of_three_domains().withheld("no epoch")
+    assert [pair.rows for pair in withheld.pairs] == [pair.rows for pair in scores_of_three_domains().pairs]
+    assert (withheld.mean_auc, withheld.mean_logloss) == (None, None)
+    assert {pair.auc.reason for pair in withheld.pairs} == {"no epoch"}
+
+
+def test_one_score_that_is_not_finite_is_noticed():
+    assert scores_of_three_domains().finite
+    logits = np.array([[0.0, 1.0], [0.0, np.inf]])
+    assert not metrics.evaluate(logits, np.array([0, 0]), np.array([[0, 1], [1, 0]]), ("a",), ("x", "y")).finite
+
+
 def test_mean_of_nothing_is_none():
     empty = metrics.evaluate(np.empty((0, 1)), np.empty(0, np.int64), np.empty((0, 1)), ("a",), ("x",))
     assert empty.mean_auc is None

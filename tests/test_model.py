@@ -273,6 +273,7 @@ def test_scoring_raw_rows_in_chunks(tmp_path, monkeypatch):
     dataset = data.load("demo", cache_dir=str(tmp_path))
     schema = dataset.schema
     sizes = (schema.vocab_sizes, len(schema.dense), len(schema.domains), len(schema.tasks))
+    torch.manual_seed(0)
     scorer = M3oE(M3oEConfig(*sizes, star_dim=8, hidden_dim=8, expert_dims=(8,), tower_dim=8))
     with pytest.raises(ConfigError, match="no vocabularies"):
         scorer.score(demo.frame(10))
@@ -280,7 +281,9 @@ def test_scoring_raw_rows_in_chunks(tmp_path, monkeypatch):
     frame = demo.frame(1000)
     whole = scorer.score(frame)
     monkeypatch.setattr(model, "SCORED_AT_ONCE", 300)
-    assert whole.shape == (1000, 3) and (scorer.score(frame) == whole).all()
+    assert whole.shape == (1000, 3)
+    # Not to the bit: torch.sigmoid computes the last elements of a tensor by another function than the others.
+    torch.testing.assert_close(scorer.score(frame), whole, rtol=0, atol=1e-7)
     assert scorer.score(frame[:0]).shape == (0, 3)
 
 

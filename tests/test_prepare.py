@@ -7,7 +7,7 @@ import pytest
 
 from m3oe_fast import prepare
 from m3oe_fast.data import DataOptions, load
-from m3oe_fast.errors import ConfigError
+from m3oe_fast.errors import ConfigError, DataError
 
 from .log_files import edit, make_ratings, write_recbole
 
@@ -81,3 +81,18 @@ def test_command_fails_in_one_line_and_leaves_nothing(source, tmp_path):
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith(f"error: {source}/ml-100k.inter, row 1: 'rating' is no typed")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_out_may_be_a_link_to_a_folder(source, tmp_path, capsys):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    assert prepare.main(line(source, "--out", str(tmp_path / "out"))) == 0
+    assert len(load(f"prepared:{tmp_path / 'disk'}").test) > 0
+
+
+def test_row_numbers_of_labels_count_empty_lines(source, tmp_path):
+    path = source / "ml-100k.inter"
+    text = path.read_text().splitlines()
+    path.write_text("\n".join([text[0], "", "", *text[1:], "1\t1\tbad\t1"]))
+    with pytest.raises(DataError, match=rf"row {len(text) + 3}, field rating: 'bad' is not a number"):
+        prepare.main(line(source, "--out", str(tmp_path / "out")))

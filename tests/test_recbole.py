@@ -49,9 +49,9 @@ def test_rows_are_joined_with_their_user_and_item(folder, ratings):
 
 
 def test_label_columns_time_and_dropped_columns_are_no_features(folder):
-    log = read(folder, labels="click=rating>3,adult=age>17", drop="zip_code, class")
+    log = read(folder, None, None, labels="click=rating>3,adult=age>17", drop="zip_code, class")
     assert not {"rating", "age", "timestamp", "zip_code", "class"} & {*log.fields, *log.dense}
-    assert read(folder, labels="adult=age>17").dense.keys() == {"rating"}
+    assert read(folder, None, None, labels="adult=age>17").dense.keys() == {"rating"}
 
 
 def test_domains_by_text_replace_their_column(folder, ratings):
@@ -194,9 +194,11 @@ def test_user_without_a_row_has_no_dense_feature_and_no_domain(folder, ratings):
         ({"column": "ages"}, r"has no column ages \(--domain_column\)"),
         ({"column": "gender"}, r"row 2, field gender: '[MF]' is not a number; name another column"),
         (
-            {"column": "rating", "bins": None},
-            "field rating: is a number; cut it with --domain_bins",
+            {"column": "timestamp", "bins": None},
+            "field timestamp: is a number; cut it with --domain_bins",
         ),
+        ({"column": "rating"}, "--domain_column rating: a label follows from this column"),
+        ({"column": "rating", "bins": None}, "--domain_column rating: a label follows"),
         ({"column": None}, "--domain_bins 25,35: of which column"),
         ({"bins": "35,25"}, "the edges must increase"),
         ({"drop": "zip"}, r"has no column zip \(--drop_columns\)"),
@@ -217,3 +219,13 @@ def test_wheel_without_atomic_files(tmp_path):
     write(tmp_path / "w" / "setup.py", ["pass"])
     with pytest.raises(DataError, match=r"w\.whl: holds no RecBole atomic files"):
         read(zipped(tmp_path / "w", tmp_path / "w.whl"))
+
+
+def test_label_errors_count_empty_lines(folder):
+    path = folder / "ml-100k.inter"
+    header, *rows = path.read_text().splitlines()
+    fields = [row.split("\t") for row in rows]
+    lines = ["\t".join([user, item, "7" if i == 3 else "1", time]) for i, (user, item, _, time) in enumerate(fields)]
+    path.write_text("\n".join([header, "", *lines[:2], "", *lines[2:]]))
+    with pytest.raises(DataError, match=r"inter, row 7, field rating: label click is 7"):
+        read(folder, labels="click=rating")

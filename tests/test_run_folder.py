@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from m3oe_fast.errors import ConfigError, UserError
-from m3oe_fast.training.run_folder import RunFolder, default_root, root_of, write_text
+from m3oe_fast.training.run_folder import RunFolder, reserve_default, root_of, write_text
 
 NOON = datetime(2024, 5, 17, 12, 0, 0)
 
@@ -26,9 +26,10 @@ def test_check_keeps_a_folder_that_was_there(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-@pytest.mark.parametrize("trace", ["config.yaml", "metrics.csv", "metrics.json", "checkpoints"])
+@pytest.mark.parametrize("trace", ["config.yaml", "metrics.csv", "metrics.json", "checkpoints/best/model.pt"])
 def test_another_run_is_not_overwritten(tmp_path, trace):
-    (tmp_path / trace).mkdir()
+    (tmp_path / trace).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / trace).write_text("")
     with pytest.raises(ConfigError, match=r"already holds a run.*--resume last"):
         RunFolder(tmp_path).check(resuming=False)
     RunFolder(tmp_path).check(resuming=True)
@@ -103,12 +104,48 @@ def test_failed_write_keeps_the_old_file_and_no_other(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
-def test_default_root_names_the_log_and_is_free(tmp_path, monkeypatch):
+def test_default_folder_names_the_log_and_no_two_runs_get_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert default_root("demo", NOON) == Path("runs/demo-20240517-120000")
-    assert default_root("recbole:/data/my logs/ml-100k/", NOON).name == "ml-100k-20240517-120000"
-    Path("runs/demo-20240517-120000").mkdir(parents=True)
-    assert default_root("demo", NOON) == Path("runs/demo-20240517-120000-2")
+    assert reserve_default("demo", NOON) == Path("runs/demo-20240517-120000")
+    assert reserve_default("recbole:/data/my logs/ml-100k/", NOON).name == "ml-100k-20240517-120000"
+    assert reserve_default("demo", NOON) == Path("runs/demo-20240517-120000-2")
+    assert reserve_default("demo", NOON) == Path("runs/demo-20240517-120000-3")
+    assert len(list(Path("runs").iterdir())) == 4
+
+
+def test_default_folder_that_cannot_be_made_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("runs").write_text("")
+    with pytest.raises(ConfigError, match=r"cannot write to the run folder runs/demo.*--out"):
+        reserve_default("demo", NOON)
+
+
+def test_empty_checkpoint_folders_are_no_run(tmp_path):
+    run = RunFolder(tmp_path)
+    run.checkpoint("best").mkdir(parents=True)
+    assert not run.holds_run()
+    run.check(resuming=False)
+
+
+def refuse_everything(*args, **kwargs):
+    raise PermissionError(13, "Permission denied")
+
+
+def test_a_folder_closed_to_us_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.stat", refuse_everything)
+    monkeypatch.setattr("os.mkdir", refuse_everything)
+    with pytest.raises(ConfigError, match="Permission denied"):
+        RunFolder(tmp_path / "closed" / "a").check(resuming=False)
+    assert root_of(tmp_path / "closed" / "a") is None
+
+
+def test_rows_of_the_history_are_counted(tmp_path):
+    run = RunFolder(tmp_path)
+    assert run.epochs_in_history() == 0
+    run.write_history([{"epoch": 1}, {"epoch": 2}])
+    assert run.epochs_in_history() == 2
+    run.history.write_bytes(b"\xff\xfe")
+    assert run.epochs_in_history() == 0
 
 
 def test_root_of_a_run_or_its_checkpoint(tmp_path):

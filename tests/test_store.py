@@ -1,6 +1,7 @@
 """The prepared folder: what is written is read back, damage is noticed, publishing is atomic."""
 
 import json
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -144,3 +145,30 @@ def test_publishing_at_once(tmp_path, damaged):
         list(pool.map(publish, range(4)))
     store.check(folder)
     assert [path.name for path in tmp_path.iterdir()] == ["log"]
+
+
+def test_link_to_a_folder_stays_one(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "log").symlink_to(tmp_path / "disk")
+    store.publish(tmp_path / "log", fill)
+    assert (tmp_path / "log").is_symlink()
+    store.check(tmp_path / "disk")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "log"]
+
+
+def test_name_that_is_too_long(tmp_path):
+    with pytest.raises(DataError, match="cannot be written: File name too long"):
+        store.publish(tmp_path / ("x" * 300), fill)
+
+
+def test_publish_sweeps_what_killed_processes_left(tmp_path):
+    stale, fresh = tmp_path / f".other.{'a' * 16}", tmp_path / f".other.{'b' * 16}"
+    foreign, unlike = tmp_path / f".other.{'c' * 16}", tmp_path / ".config"
+    for path in (stale, fresh, foreign, unlike):
+        path.mkdir()
+    (stale / "train.arrow").write_text("half")
+    (foreign / "diary.txt").write_text("dear diary")
+    for path in (stale, foreign, unlike):
+        os.utime(path, (0, 0))
+    store.publish(tmp_path / "log", fill)
+    assert {path.name for path in tmp_path.iterdir()} == {"log", fresh.name, foreign.name, ".config"}

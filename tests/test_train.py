@@ -17,6 +17,7 @@ import yaml
 import m3oe_fast
 from m3oe_fast import M3oE
 from m3oe_fast.errors import CheckpointError, ConfigError, UserError
+from m3oe_fast.prepare import main as prepare
 from m3oe_fast.train import main, parse
 
 SMALL = [
@@ -115,6 +116,29 @@ def test_the_line_wins_over_yaml():
     assert (options.model.expert_dims, options.model.gate_detach) == ((32, 16), False)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "--lr 0.5 --epochs 7 --config c.yaml",
+        "--lr=0.5 --config=c.yaml --epochs=7",
+        "--learning_rate 0.5 --config d.yaml --epoch 7 --config c.yaml",
+    ],
+)
+def test_the_line_wins_wherever_config_stands(line):
+    Path("c.yaml").write_text("epochs: 4\nlr: 1e-4\nseed: 5\n")
+    Path("d.yaml").write_text("seed: 6\nbatch_size: 9\n")
+    train = parse(line.split()).train
+    assert (train.epochs, train.lr, train.seed) == (7, 0.5, 5)
+    assert train.batch_size == (9 if "d.yaml" in line else 4096)
+
+
+def test_names_of_the_published_code_work_in_yaml():
+    Path("c.yaml").write_text("epoch: 4\nlearning_rate_darts: 0.25\nexpert_num: 3\nlr: 0.5\n")
+    options = parse(["--config", "c.yaml", "--epochs", "6"])
+    assert (options.train.epochs, options.train.fusion_lr, options.train.lr) == (6, 0.25, 0.5)
+    assert options.model.shared_experts == 3
+
+
 @pytest.mark.parametrize(("text", "widths"), [("64", (64,)), ("128,64", (128, 64)), ("[8,4]", (8, 4))])
 def test_expert_dims_are_widths(text, widths):
     assert parse(["--expert_dims", text]).model.expert_dims == widths
@@ -173,6 +197,9 @@ def test_help_names_every_option_with_its_default_and_no_python(capsys):
         ("--model ple", "model 'ple' does not exist; there is m3oe"),
         ("--expert_dims wide", "expert_dims must be widths"),
         ("--config nowhere.yaml", r"config file nowhere\.yaml: No such file"),
+        ("--lr 1 --config", "--config must be followed by"),
+        ("--out=", "out must name a folder"),
+        ("--resume=", "resume must name a folder"),
         ("--config .", r"config file \.: Is a directory"),
     ],
 )
@@ -186,7 +213,8 @@ def test_wrong_option_is_one_line(argv, message):
     ("content", "message"),
     [
         (b"learning_rat: 3\n", "unknown option learning_rat; did you mean lr"),
-        (b"learning_rate: 3\n", "unknown option learning_rate; did you mean lr"),
+        (b"learning_rate: 3\nlr: 2\n", "lr is there twice"),
+        (b"config: other.yaml\n", "config works on the line only"),
         (b"epochs: many\n", "--epochs must be a whole number, got many"),
         (b"out: 3\n", "--out must be text .* got 3"),
         (b"expert_dims: [a]\n", "--expert_dims must be a whole number or a list"),
@@ -279,6 +307,42 @@ def test_config_yaml_repeats_the_run(log):
     assert one["test"] == other["test"]
     configs = [yaml.safe_load(Path(f"runs/{name}/config.yaml").read_text()) for name in "ab"]
     assert configs[0] | {"out": "runs/b"} == configs[1]
+
+
+def test_files_tell_the_split_of_a_prepared_log(log):
+    assert prepare([*log, "--split=user", "--split_seed=4", "--out=prepared"]) == 0
+    # Neither is typed here: the rows were divided when they were prepared.
+    main(["--data=prepared:prepared", *SMALL, "--epochs=1", "--out=runs/a"])
+    written = yaml.safe_load(Path("runs/a/config.yaml").read_text())
+    assert (written["split"], written["split_seed"]) == ("user", 4)
+    data = json.loads(Path("runs/a/metrics.json").read_text())["data"]
+    assert data["split"] == "user"
+    assert main(["--config=runs/a/config.yaml", "--out=runs/b"]) == 0
+
+
+def test_start_says_how_many_outer_steps_there_are_at_most(log, capsys):
+    main([*log, *SMALL, "--epochs=2", "--out=runs/a"])
+    assert "an outer step every 3 steps, at most 6, lr 0.001" in capsys.readouterr().out
+    main([*log, *SMALL, "--epochs=2", "--outer_every=500", "--out=runs/b"])
+    assert "warning: no outer step will be done" in capsys.readouterr().out
+
+
+def test_ctrl_c_in_the_first_epoch_prints_no_table(log, capsys, monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("m3oe_fast.training.trainer.Trainer._train_epoch", interrupt)
+    assert main([*log, *SMALL, "--out=runs/a"]) == 130
+    text = capsys.readouterr().out
+    assert "interrupted before the first epoch was finished" in text
+    assert "test AUC" not in text
+    assert "undefined" not in text
+
+
+def test_default_run_folder_leaves_nothing_after_an_error():
+    with pytest.raises(UserError):
+        main(["--data=recbole:nowhere"])
+    assert list(Path().iterdir()) == []
 
 
 def test_default_run_folder_is_printed(log, capsys):

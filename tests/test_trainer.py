@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import math
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from m3oe_fast import M3oE, M3oEConfig, backends, checkpoint
+from m3oe_fast import M3oE, M3oEConfig, backends, checkpoint, metrics
 from m3oe_fast.data.dataset import Dataset, Part
 from m3oe_fast.data.schema import Schema
 from m3oe_fast.errors import CheckpointError, ConfigError, DataError, UserError
@@ -111,6 +112,16 @@ class Calls(Display):
         self.left -= 1
         if self.left == 0:
             raise KeyboardInterrupt
+
+
+class Listens(Display):
+    """Keeps what is said."""
+
+    def __init__(self):
+        self.said = []
+
+    def message(self, text):
+        self.said.append(text)
 
 
 def compiled(*values):
@@ -290,6 +301,54 @@ def test_diverging_is_one_line():
         make_trainer(model=model, dataset=dataset).fit()
 
 
+def test_weights_that_the_last_step_ruined_are_no_best_epoch(tmp_path):
+    class Ruins(Display):
+        """Ruins a weight after the last step, when the loss has been counted."""
+
+        steps = 0
+
+        def advance(self, done, mean_loss):
+            self.steps += 1
+            if self.steps == 16:  # the last of epoch 2
+                with torch.no_grad():
+                    trainer.model.alpha_task.fill_(math.inf)
+
+    trainer = make_trainer(out=tmp_path, display=Ruins())
+    with pytest.raises(ConfigError, match=r"diverged in epoch 2 \(weights are not finite\): lower lr"):
+        trainer.fit()
+    assert len(checkpoint.read(tmp_path)["trainer"]["history"]) == 1
+    assert all(weight.isfinite().all() for weight in trainer.model.state_dict().values())
+
+
+def test_scores_that_overflow_are_no_best_epoch(monkeypatch):
+    def overflown(model, part, dataset):
+        schema = dataset.schema
+        logits = np.full((len(part), len(schema.tasks)), np.inf, np.float32)
+        return metrics.evaluate(logits, part.domain, part.label, schema.domains, schema.tasks)
+
+    monkeypatch.setattr("m3oe_fast.training.trainer.evaluate", overflown)
+    with pytest.raises(ConfigError, match=r"diverged in epoch 1 \(validation scores are not finite\)"):
+        make_trainer().fit()
+
+
+# Outer steps -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("bilevel", "outer_every", "steps"),
+    [("alternating", 24, 1), ("alternating", 25, 0), ("alternating", 5, 4), ("published", 50, 3), ("off", 1, 0)],
+)
+def test_outer_steps_are_counted_ahead_and_none_is_a_warning(monkeypatch, bilevel, outer_every, steps):
+    display = Listens()
+    trainer = make_trainer(dataclasses.replace(OPTIONS, bilevel=bilevel, outer_every=outer_every), display=display)
+    done = []
+    monkeypatch.setattr(trainer, "_outer_step", done.append)
+    trainer.fit()
+    assert trainer.outer_steps == len(done) == steps
+    warned = [text for text in display.said if "no outer step" in text and "24 steps" in text]
+    assert len(warned) == (bilevel == "alternating" and not steps)
+
+
 # Early stopping ----------------------------------------------------------------------------------
 
 
@@ -332,7 +391,7 @@ def with_scores(monkeypatch, scores):
     def fake(model, part, dataset):
         real = evaluate(model, part, dataset)
         value = next(left, None)
-        return real if value is None else SimpleNamespace(mean_auc=value, to_dict=real.to_dict)
+        return real if value is None else SimpleNamespace(mean_auc=value, finite=True, to_dict=real.to_dict)
 
     monkeypatch.setattr("m3oe_fast.training.trainer.evaluate", fake)
 
@@ -377,6 +436,11 @@ def test_ctrl_c_in_the_first_epoch_still_tells_where_it_stands(tmp_path):
     assert (result.ended, result.best_epoch) == ("interrupted", 0)
     written = json.loads((tmp_path / "metrics.json").read_text())
     assert (written["train"]["epochs"], written["train"]["samples_per_second"]) == (0, None)
+    # No file holds the half-trained weights: their scores would be of nothing.
+    for values in (written["val"]["auc"], written["test"]["logloss"], written["fusion"]):
+        assert values == dict.fromkeys(values)
+    assert {pair.auc.reason for pair in result.test.pairs} == {"no epoch was finished"}
+    assert sum(pair.rows for pair in result.val.pairs) > 0
     resumed = make_trainer(out=tmp_path)
     resumed.fit(resume="last")
     straight = make_trainer()
@@ -450,6 +514,99 @@ def test_killed_between_best_and_last_goes_on_from_the_newer(tmp_path):
     assert trainer.progress.epoch == len(newest) > 1
 
 
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+class Files:
+    """Counts file operations; at number `last` and ever after nothing happens to a file any more."""
+
+    def __init__(self, monkeypatch, last):
+        self.left = last
+        for owner, name in ((Path, "mkdir"), (Path, "replace"), (Path, "unlink"), (os, "fsync")):
+            monkeypatch.setattr(owner, name, self.counted(getattr(owner, name)))
+
+    def counted(self, operation):
+        def perform(*args, **kwargs):
+            self.left -= 1
+            if self.left < 0:
+                raise Killed
+            return operation(*args, **kwargs)
+
+        return perform
+
+
+def state_of(out):
+    """What a finished run must have left, whatever happened on the way."""
+    found = {}
+    for name in ("last", "best"):
+        content = checkpoint.read(out / "checkpoints" / name)
+        found[name] = len(content["trainer"]["history"]), {k: v.tolist() for k, v in content["weights"].items()}
+    with (out / "metrics.csv").open(newline="") as stream:
+        found["losses"] = [row["train_loss"] for row in csv.DictReader(stream)]
+    result = json.loads((out / "metrics.json").read_text())
+    return found | {key: result[key] for key in ("best_epoch", "val", "test", "fusion")}
+
+
+def test_killed_between_any_two_file_operations_and_resumed_is_the_same_run(tmp_path, monkeypatch):
+    options = dataclasses.replace(OPTIONS, epochs=2)
+    dataset = make_dataset(train=130, val=40, test=40)
+
+    def fit(out, resume=None):
+        make_trainer(options, out=out, dataset=dataset).fit(resume)
+
+    with monkeypatch.context() as patch:
+        files = Files(patch, 10**6)
+        fit(tmp_path / "whole")
+    operations, expected = 10**6 - files.left, state_of(tmp_path / "whole")
+    assert operations > 20
+    for number in range(operations):
+        out = tmp_path / str(number)
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            Files(patch, number)
+            fit(out)
+        fit(out, resume="last")
+        assert state_of(out) == expected, number
+
+
+@pytest.mark.parametrize("gone", ["checkpoints/best/model.pt", "checkpoints/last/model.pt", "metrics.csv"])
+def test_finished_run_gets_the_files_that_a_kill_took(tmp_path, gone):
+    make_trainer(dataclasses.replace(OPTIONS, epochs=1), out=tmp_path).fit()
+    (tmp_path / gone).unlink()
+    make_trainer(dataclasses.replace(OPTIONS, epochs=1), out=tmp_path).fit(resume="last")
+    assert (tmp_path / gone).is_file()
+
+
+def test_empty_folders_of_a_kill_are_free_for_a_new_run(tmp_path):
+    (tmp_path / "checkpoints" / "best").mkdir(parents=True)
+    assert make_trainer(out=tmp_path).fit().ended == "epochs"
+
+
+def test_resume_of_a_run_does_not_overwrite_the_one_around_it(tmp_path):
+    make_trainer(out=tmp_path).fit()
+    before = checkpoint.read(tmp_path)["weights"]
+    make_trainer(dataclasses.replace(OPTIONS, epochs=1), out=tmp_path / "inner").fit()
+    for source in ("inner", "inner/checkpoints/last", "inner/checkpoints/last/model.pt"):
+        with pytest.raises(ConfigError, match="already holds a run"):
+            make_trainer(out=tmp_path).fit(resume=tmp_path / source)
+    assert_same_bits(dict(checkpoint.read(tmp_path)["weights"]), dict(before))
+
+
+def test_resume_from_inside_the_run_folder_stays_there(tmp_path, monkeypatch):
+    make_trainer(dataclasses.replace(OPTIONS, epochs=1), out=tmp_path).fit()
+    monkeypatch.chdir(tmp_path / "checkpoints" / "last")
+    assert len(make_trainer(out=tmp_path).fit(resume=".").history) == 3
+
+
+def test_checkpoint_closed_to_us_is_one_line(monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("m3oe_fast.checkpoint.locate", refuse)
+    with pytest.raises(CheckpointError, match="cannot read the checkpoint closed: Permission denied"):
+        make_trainer().fit(resume="closed")
+
+
 def test_finished_run_is_left_as_it_is(tmp_path):
     first = make_trainer(out=tmp_path).fit()
     before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in tmp_path.rglob("*") if p.is_file()}
@@ -468,17 +625,12 @@ def test_finished_run_without_metrics_gets_them(tmp_path):
 
 
 def test_resume_last_without_a_checkpoint_starts_afresh_and_says_so(tmp_path):
-    said = []
-
-    class Listens(Display):
-        def message(self, text):
-            said.append(text)
-
-    resumed = make_trainer(out=tmp_path, display=Listens())
+    display = Listens()
+    resumed = make_trainer(out=tmp_path, display=display)
     resumed.fit(resume="last")
     straight = make_trainer()
     straight.fit()
-    assert any("afresh" in text for text in said)
+    assert any("afresh" in text for text in display.said)
     assert_same_bits(bits(resumed.model), bits(straight.model))
 
 
@@ -523,6 +675,13 @@ def test_damaged_checkpoint_is_one_line(tmp_path):
     with pytest.raises(CheckpointError, match=r"last/model\.pt is damaged") as caught:
         make_trainer(out=tmp_path).fit(resume="last")
     assert "\n" not in str(caught.value)
+
+
+def test_resume_best_mends_a_damaged_last(tmp_path):
+    make_trainer(dataclasses.replace(OPTIONS, epochs=1), out=tmp_path).fit()
+    (tmp_path / "checkpoints" / "last" / "model.pt").write_bytes(b"half")
+    make_trainer(dataclasses.replace(OPTIONS, epochs=1), out=tmp_path).fit(resume="best")
+    assert len(checkpoint.read(tmp_path / "checkpoints" / "last")["trainer"]["history"]) == 1
 
 
 def test_checkpoint_without_training_state_is_refused(tmp_path):
@@ -614,9 +773,11 @@ def test_history_tells_of_every_epoch(tmp_path):
 
 
 def test_config_of_a_run_from_python_is_one_for_the_command(tmp_path):
-    make_trainer(out=tmp_path, model=make_model(fusion="per_index")).fit()
+    dataset = make_dataset(split="user", split_seed=7)
+    make_trainer(out=tmp_path, model=make_model(fusion="per_index"), dataset=dataset).fit()
     options = parse(["--config", str(tmp_path / "config.yaml")])
     assert options.train == OPTIONS
+    assert (options.data.split, options.data.split_seed) == ("user", 7)
     assert options.model.config((8, 3), 1, 3, 2) == make_model(fusion="per_index").config
     assert (options.data.data, options.run.out) == ("prepared:nowhere", str(tmp_path))
 

@@ -6,9 +6,12 @@ Folder members are memory-mapped; zip members are unpacked in memory and checked
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 
@@ -24,19 +27,16 @@ class Archive:
         path: an existing folder, zip or wheel.
 
     Raises:
-        DataError: the path does not exist, or is a file that is no intact zip.
+        DataError: the path does not exist, cannot be read, or is a file that is no intact zip.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser()
-        if self.path.is_dir():
-            self.is_folder = True
-            self.names = _list_folder(self.path)
-        elif self.path.is_file():
-            self.is_folder = False
-            self.names = _list_zip(self.path)
-        else:
+        self.path = Path(os.path.expanduser(path))
+        kind = kind_of(self.path)
+        if kind is None:
             raise DataError(f"{self.path}: no such file or folder; check the path")
+        self.is_folder = kind == "folder"
+        self.names = _list_folder(self.path) if self.is_folder else _list_zip(self.path)
 
     def where(self, name: str) -> str:
         """How messages name a member."""
@@ -91,6 +91,23 @@ class Archive:
         return total.hexdigest()
 
 
+def kind_of(path: Path) -> Literal["file", "folder"] | None:
+    """What lies at ``path``; None if nothing does, or no file or folder.
+
+    Raises:
+        DataError: the path cannot be followed: a folder on it is locked, or it is too long.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}; check the path") from error
+    if stat.S_ISDIR(mode):
+        return "folder"
+    return "file" if stat.S_ISREG(mode) else None
+
+
 def _map_file(path: Path) -> pa.Buffer:
     if path.stat().st_size == 0:  # an empty file cannot be mapped
         return pa.py_buffer(b"")
@@ -99,19 +116,23 @@ def _map_file(path: Path) -> pa.Buffer:
 
 
 def _list_folder(path: Path) -> list[str]:
+    try:
+        os.listdir(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}; check the path") from error
     found: list[str] = []
     level = [path]
     for _ in range(MAX_DEPTH):
         entries = [entry for folder in level for entry in _entries(folder)]
-        found += [entry.relative_to(path).as_posix() for entry in entries if entry.is_file()]
-        level = [entry for entry in entries if entry.is_dir() and not entry.is_symlink()]
+        found += [entry.relative_to(path).as_posix() for entry in entries if os.path.isfile(entry)]
+        level = [entry for entry in entries if os.path.isdir(entry) and not os.path.islink(entry)]
     return sorted(found)
 
 
 def _entries(folder: Path) -> list[Path]:
     try:
         return sorted(folder.iterdir())
-    except PermissionError:  # somebody else's subfolder holds nothing of ours
+    except OSError:  # somebody else's subfolder holds nothing of ours
         return []
 
 

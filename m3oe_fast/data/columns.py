@@ -6,10 +6,13 @@ alone.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+
+_WHOLE = re.compile(r"(-?[0-9]+)\.0+")
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,13 @@ class Tokens:
 
     @classmethod
     def from_arrow(cls, column: pa.ChunkedArray) -> Tokens:
-        """From a non-empty Arrow column dictionary<int32, string>; empty, null = missing."""
+        """From a non-empty Arrow column dictionary<int32, string>; empty, null = missing.
+
+        Texts are made canonical: "5.0" becomes "5".
+        """
         column = column.unify_dictionaries()
         codes = np.concatenate([chunk.indices.fill_null(-1).to_numpy() for chunk in column.chunks])
-        return cls.merged(codes, column.chunk(0).dictionary.to_pylist())
+        return cls.merged(codes, [canonical(text) for text in column.chunk(0).dictionary.to_pylist()])
 
     def renamed(self, texts: list[str]) -> Tokens:
         """The same rows with ``texts[i]`` for ``values[i]``; equal ones merge, empty is missing."""
@@ -72,6 +78,20 @@ class Tokens:
         return np.array([*(as_number(value) for value in self.values), np.nan])[self.codes]
 
 
+def canonical(text: str) -> str:
+    """An id as it is compared: a whole number with zero decimals ("5.0") is the same id as without ("5")."""
+    match = _WHOLE.fullmatch(text)
+    return match[1] if match else text
+
+
+def first_token(text: str, separators: str) -> str:
+    """What stands before the first of the characters ``separators``, leading ones apart."""
+    text = text.strip(separators)
+    for separator in separators:
+        text = text.partition(separator)[0]
+    return text
+
+
 def as_number(text: str) -> float:
     """``text`` as a float, NaN if it is no number."""
     try:
@@ -83,8 +103,9 @@ def as_number(text: str) -> float:
 def natural_order(texts: list[str]) -> list[str]:
     """Whole numbers first and by value ("9" before "10"), then other texts alphabetically."""
 
-    def key(text: str) -> tuple[bool, int, str]:
+    def key(text: str) -> tuple[bool, int, str, str]:
         whole = text.isascii() and text.isdigit()
-        return (not whole, int(text) if whole else 0, text)
+        digits = text.lstrip("0") if whole else ""  # not int(): it refuses thousands of digits
+        return (not whole, len(digits), digits, text)
 
     return sorted(texts, key=key)

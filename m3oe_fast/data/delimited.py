@@ -5,6 +5,7 @@ A row is a line of the file, counted from 1; a header line counts.
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 
@@ -44,17 +45,23 @@ class Table:
         where: the file, for messages.
         tokens: id columns.
         numbers: float64 [N] columns, NaN where the file has no value.
-        first_row: the line of the file that row 0 stands on.
+        first_row: the first line of the file that may hold row 0.
+        data: the text that was read, to count its empty lines for messages; None: it has none.
     """
 
     where: str
     tokens: dict[str, Tokens]
     numbers: dict[str, np.ndarray]
     first_row: int
+    data: pa.Buffer | None = None
+
+    def line(self, row: int) -> int:
+        """The line of the file on which a row stands."""
+        return row + self.first_row if self.data is None else _line_of(row, self.data, self.first_row)
 
     def at(self, row: int, name: str) -> str:
         """``file, row, field`` of a value, for messages."""
-        return f"{self.where}, row {row + self.first_row}, field {name}"
+        return f"{self.where}, row {self.line(row)}, field {name}"
 
 
 def read_delimited(data: pa.Buffer, where: str, layout: Layout, types: dict[str, pa.DataType]) -> Table:
@@ -74,7 +81,7 @@ def read_delimited(data: pa.Buffer, where: str, layout: Layout, types: dict[str,
     try:
         table = pa.csv.read_csv(pa.BufferReader(data), read, parse, convert)
     except pa.ArrowInvalid as error:
-        raise DataError(_explain(str(error), where, layout)) from error
+        raise DataError(_explain(str(error), where, layout, data)) from error
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not {layout.encoding} text; save the file as UTF-8") from error
     if table.num_rows == 0:
@@ -84,6 +91,7 @@ def read_delimited(data: pa.Buffer, where: str, layout: Layout, types: dict[str,
         {n: Tokens.from_arrow(table[n]) for n, t in types.items() if t == TOKEN},
         {n: table[n].to_numpy() for n, t in types.items() if t == NUMBER},
         layout.header_rows + 1,
+        data,
     )
 
 
@@ -99,10 +107,18 @@ def require_finite(table: Table, name: str, column: np.ndarray, remedy: str) -> 
         raise DataError(f"{table.at(int(wrong[0]), name)}: no finite number{more}; {remedy}")
 
 
-def _explain(message: str, where: str, layout: Layout) -> str:
+def _line_of(row: int, data: pa.Buffer, first: int) -> int:
+    """The line of row ``row`` (from 0) where rows start on line ``first`` and empty lines hold none."""
+    lines = enumerate(data.to_pybytes().splitlines()[first - 1 :], start=first)
+    full = (number for number, text in lines if text)
+    return next(itertools.islice(full, row, None), first + row)
+
+
+def _explain(message: str, where: str, layout: Layout, data: pa.Buffer) -> str:
     """Arrow's message as one line of ours."""
     row = re.search(r"Row #(\d+)", message)
-    place = f"{where}, row {row[1]}" if row else where
+    first = layout.header_rows + 1
+    place = f"{where}, row {_line_of(int(row[1]) - first, data, first)}" if row else where
     shape = re.search(r"Expected (\d+) columns, got (\d+)", message)
     if shape:
         fault = "wrong separator, or the line is cut short"

@@ -12,6 +12,7 @@ import numpy as np
 from m3oe_fast.data.columns import as_number
 from m3oe_fast.errors import DataError
 
+MAX_WHOLE = 2.0**53  # beyond it, neighbouring whole numbers are one float
 MAX_DOMAINS = 65_536  # prepared data holds a domain in at most 16 bits
 
 
@@ -29,6 +30,13 @@ class DomainRule:
     edges: tuple[float, ...] = ()
     texts: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        seen: set[str] = set()
+        for name in self.names:
+            if name in seen:
+                raise DataError(f"domain column {self.column}: two domains are called {name}; rename one")
+            seen.add(name)
+
     @property
     def names(self) -> tuple[str, ...]:
         """The D domain names: the texts, or for edges 25,35 "<25", "25-34", ">=35"."""
@@ -37,7 +45,7 @@ class DomainRule:
         if not self.edges:
             return self.texts
         inner = map(_bin_name, self.edges, self.edges[1:])
-        return (f"<{self.edges[0]:g}", *inner, f">={self.edges[-1]:g}")
+        return (f"<{_edge_name(self.edges[0])}", *inner, f">={_edge_name(self.edges[-1])}")
 
     def of_texts(self, texts: Sequence[str]) -> np.ndarray:
         """int32 [len(texts)]: the domain of each text, -1 where it has none."""
@@ -77,6 +85,14 @@ def parse_bins(text: str) -> tuple[float, ...]:
 
 
 def _bin_name(low: float, high: float) -> str:
-    if not (low.is_integer() and high.is_integer()):
-        return f"{low:g}..{high:g}"
-    return f"{low:g}" if high == low + 1 else f"{low:g}-{high - 1:g}"
+    if not (_is_whole(low) and _is_whole(high)):
+        return f"{_edge_name(low)}..{_edge_name(high)}"
+    return _edge_name(low) if high == low + 1 else f"{_edge_name(low)}-{_edge_name(high - 1)}"
+
+
+def _edge_name(edge: float) -> str:
+    return str(int(edge)) if _is_whole(edge) else repr(float(edge))
+
+
+def _is_whole(edge: float) -> bool:
+    return float(edge).is_integer() and abs(edge) < MAX_WHOLE

@@ -1,14 +1,15 @@
 """Raw columns -> model inputs: vocabularies, scalers, domain rule and label rules of one log.
 
 Everything is learned from the training rows only. An id field is a text -> integer table; 0 stands
-for unknown or missing. Values of a pandas frame compare by their text (5, 5.0 and "5" are the same
-id), so a frame may come from any reader. Dense features are min-max scaled; beyond the training
-range they are clipped to [0, 1].
+for unknown or missing. Values of a pandas frame compare by their text (5, 5.0, "5" and "5.0" are the
+same id, "05" is another). Where the reader of the log kept only the first token of a text, so does
+``transform``. Dense features are min-max scaled; beyond the training range they are clipped to [0, 1].
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from m3oe_fast.data.batch import Batch
-from m3oe_fast.data.columns import Tokens, natural_order
+from m3oe_fast.data.columns import Tokens, canonical, first_token, natural_order
 from m3oe_fast.data.domains import DomainRule
 from m3oe_fast.data.labels import LabelRule
 from m3oe_fast.data.rawlog import RawLog
@@ -34,6 +35,8 @@ class Encoder:
         scalers: for each dense feature its least and greatest training value.
         domain_rule: domain of a row.
         label_rules: labels of a row, T rules.
+        separators: for a column of which only the first token counts, the characters that end it.
+        aliases: other names under which raw rows may hold a column.
     """
 
     schema: Schema
@@ -41,12 +44,18 @@ class Encoder:
     scalers: dict[str, tuple[float, float]]
     domain_rule: DomainRule
     label_rules: tuple[LabelRule, ...]
+    separators: dict[str, str] = field(default_factory=dict)
+    aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
     def fit(cls, log: RawLog, train: np.ndarray) -> Encoder:
-        """Learn vocabularies and scalers from the rows ``train`` (int [n], n > 0)."""
+        """Learn vocabularies and scalers from the rows ``train`` (int [n], n > 0).
+
+        Raises:
+            DataError: the values of a dense feature lie too far apart for a float64.
+        """
         vocabularies = {name: _known(column, train) for name, column in fields_of(log).items()}
-        scalers = {name: (float(column[train].min()), float(column[train].max())) for name, column in log.dense.items()}
+        scalers = {name: _range(log, name, column[train]) for name, column in log.dense.items()}
         schema = Schema(
             fields=tuple(vocabularies),
             vocab_sizes=tuple(len(texts) + 1 for texts in vocabularies.values()),
@@ -54,11 +63,13 @@ class Encoder:
             domains=log.domain_rule.names,
             tasks=log.tasks,
         )
-        return cls(schema, vocabularies, scalers, log.domain_rule, log.label_rules)
+        read = {log.domain_rule.column, *log.fields, *log.dense, *(rule.column for rule in log.label_rules)}
+        separators = {name: text for name, text in log.separators.items() if name in read}
+        return cls(schema, vocabularies, scalers, log.domain_rule, log.label_rules, separators, log.aliases)
 
-    def encode(self, field: str, column: Tokens) -> np.ndarray:
-        """The ids of an id field, int32 [N]."""
-        known = self._ids[field]
+    def encode(self, name: str, column: Tokens) -> np.ndarray:
+        """The ids of the id field ``name``, int32 [N]."""
+        known = self._ids[name]
         table = np.array([*(known.get(text, 0) for text in column.values), 0], np.int32)
         return table[column.codes]
 
@@ -67,21 +78,32 @@ class Encoder:
         low, high = self.scalers[feature]
         if low == high:
             return np.zeros(len(values), np.float32)
-        return np.clip((values - low) / (high - low), 0.0, 1.0).astype(np.float32)
+        return ((np.clip(values, low, high) - low) / (high - low)).astype(np.float32)
 
-    def transform(self, frame: pd.DataFrame) -> Batch:
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that ``transform`` needs: the id fields but "domain", the dense features, the domain column."""
+        domain = [] if self.domain_rule.column is None else [self.domain_rule.column]
+        return tuple(dict.fromkeys([*self.schema.fields[:-1], *self.schema.dense, *domain]))
+
+    def transform(self, frame: pd.DataFrame, labels: bool = False) -> Batch:
         """Encode raw rows.
 
         Args:
-            frame: a column for each id field but "domain", each dense feature and the domain column; other columns are
-                ignored. A label is NaN where the column of its rule is absent or empty.
+            frame: the columns ``columns``, as the log has them; others are ignored. Read ids as text (dtype str)
+                where a leading zero counts, as in zip codes. Columns of RecBole logs are called as in the header,
+                without the type, and a token_seq may hold all its tokens. For both MovieLens logs they are user_id,
+                movie_id (or item_id), gender, occupation, zip (or zip_code), genre (or genres, class) and age; genre
+                may hold all genres, separated by bars or blanks.
+            labels: also work out the labels, NaN where the column of a rule is absent or empty. Without it they are
+                all NaN, and their columns are not looked at.
 
         Raises:
-            DataError: a column is missing, a dense value or domain is missing or outside its range, a label is
-                neither 0 nor 1. Rows are counted from 1.
+            DataError: a column is missing or occurs twice, a dense value or domain is missing or outside its range, a
+                label is neither 0 nor 1. Rows are counted from 1.
         """
         domain = self._domain(frame)
-        columns = {name: _texts(frame, name) for name in self.schema.fields[:-1]}
+        columns = {name: self._texts(frame, name) for name in self.schema.fields[:-1]}
         columns[DOMAIN_FIELD] = Tokens(domain, self.schema.domains)
         rows = len(frame)
         ids = np.empty((rows, len(columns)), np.int32)
@@ -89,11 +111,11 @@ class Encoder:
             ids[:, place] = self.encode(name, column)
         dense = np.empty((rows, len(self.scalers)), np.float32)
         for place, name in enumerate(self.scalers):
-            dense[:, place] = self.scale(name, _finite(frame, name))
+            dense[:, place] = self.scale(name, self._finite(frame, name))
         label = np.full((rows, len(self.label_rules)), np.nan, np.float32)
-        for place, rule in enumerate(self.label_rules):
+        for place, rule in enumerate(self.label_rules if labels else ()):
             if rule.column in frame:
-                label[:, place] = rule.apply(_numbers(frame, rule.column), "frame", 1)
+                label[:, place] = rule.apply(self._numbers(frame, rule.column), "frame", lambda row: row + 1)
         return Batch.from_numpy(ids, dense, domain.astype(np.int64), label)
 
     def to_dict(self) -> dict[str, Any]:
@@ -104,6 +126,8 @@ class Encoder:
             "scalers": {name: list(ends) for name, ends in self.scalers.items()},
             "domain_rule": self.domain_rule.to_dict(),
             "label_rules": [rule.to_dict() for rule in self.label_rules],
+            "separators": dict(self.separators),
+            "aliases": {name: list(others) for name, others in self.aliases.items()},
         }
 
     @classmethod
@@ -115,6 +139,8 @@ class Encoder:
             {name: (low, high) for name, (low, high) in values["scalers"].items()},
             DomainRule.from_dict(values["domain_rule"]),
             tuple(LabelRule(**rule) for rule in values["label_rules"]),
+            dict(values["separators"]),
+            {name: tuple(others) for name, others in values["aliases"].items()},
         )
 
     @cached_property
@@ -129,18 +155,63 @@ class Encoder:
         if rule.column is None:
             return np.zeros(len(frame), np.int32)
         if rule.edges:
-            domain = rule.of_numbers(_numbers(frame, rule.column))
+            domain = rule.of_numbers(self._numbers(frame, rule.column))
         else:
-            column = _texts(frame, rule.column)
+            column = self._texts(frame, rule.column)
             domain = np.append(rule.of_texts(column.values), np.int32(-1))[column.codes]
         wrong = np.flatnonzero(domain < 0)
         if len(wrong):
-            value = frame[rule.column].iloc[wrong[0]]
+            value = self._column(frame, rule.column).iloc[wrong[0]]
             raise DataError(
                 f"frame, row {wrong[0] + 1}, field {rule.column}: {value!r} is in no domain "
                 f"({', '.join(rule.names)}); mend or drop the row"
             )
         return domain
+
+    def _column(self, frame: pd.DataFrame, name: str) -> pd.Series:
+        found = next((other for other in (name, *self.aliases.get(name, ())) if other in frame), None)
+        if found is None:
+            raise DataError(f"frame: column {self._called(name)} is missing; needed are {self._needed()}")
+        column = frame[found]
+        if column.ndim > 1:
+            raise DataError(f"frame: column {found} occurs {column.shape[1]} times; keep one")
+        separators = self.separators.get(name)
+        if separators is None:
+            return column
+        return column.map(lambda value: first_token(value, separators) if isinstance(value, str) else value)
+
+    def _called(self, name: str) -> str:
+        others = self.aliases.get(name, ())
+        return f"{name} (or {', '.join(others)})" if others else name
+
+    def _needed(self) -> str:
+        return ", ".join(map(self._called, self.columns))
+
+    def _texts(self, frame: pd.DataFrame, name: str) -> Tokens:
+        try:
+            codes, values = pd.factorize(self._column(frame, name))
+        except TypeError as error:  # lists cannot be compared
+            raise DataError(f"frame, field {name}: a value is no text or number ({error}); make it a text") from error
+        return Tokens.merged(codes.astype(np.int32), [_text(value) for value in values])
+
+    def _numbers(self, frame: pd.DataFrame, name: str) -> np.ndarray:
+        column = self._column(frame, name)
+        numbers = pd.to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=np.nan)
+        wrong = np.flatnonzero(np.isnan(numbers) & column.notna().to_numpy())
+        wrong = [row for row in wrong if column.iloc[row] != ""]  # an empty text is a missing number, as in files
+        if wrong:
+            value = column.iloc[wrong[0]]
+            raise DataError(f"frame, row {wrong[0] + 1}, field {name}: {value!r} is not a number; mend it")
+        return numbers
+
+    def _finite(self, frame: pd.DataFrame, name: str) -> np.ndarray:
+        numbers = self._numbers(frame, name)
+        wrong = np.flatnonzero(~np.isfinite(numbers))
+        if len(wrong):
+            raise DataError(
+                f"frame, row {wrong[0] + 1}, field {name}: {numbers[wrong[0]]} is no finite number; fill it in"
+            )
+        return numbers
 
 
 def fields_of(log: RawLog) -> dict[str, Tokens]:
@@ -153,35 +224,17 @@ def _known(column: Tokens, train: np.ndarray) -> tuple[str, ...]:
     return tuple(natural_order([column.values[code] for code in np.flatnonzero(seen)]))
 
 
-def _column(frame: pd.DataFrame, name: str) -> pd.Series:
-    if name not in frame:
-        raise DataError(f"frame: column {name} is missing; add it")
-    return frame[name]
-
-
-def _texts(frame: pd.DataFrame, name: str) -> Tokens:
-    codes, values = pd.factorize(_column(frame, name))
-    return Tokens.merged(codes.astype(np.int32), [_text(value) for value in values])
+def _range(log: RawLog, name: str, values: np.ndarray) -> tuple[float, float]:
+    low, high = float(values.min()), float(values.max())
+    if not math.isfinite(high - low):
+        raise DataError(
+            f"{log.where}, field {name}: its values, {low:g} to {high:g}, lie too far apart to be scaled; "
+            "rescale the column or leave it out"
+        )
+    return low, high
 
 
 def _text(value: object) -> str:
     if isinstance(value, float | np.floating) and float(value).is_integer():
         return str(int(value))  # pandas turns whole numbers into floats where a column has gaps
-    return str(value)
-
-
-def _numbers(frame: pd.DataFrame, name: str) -> np.ndarray:
-    column = _column(frame, name)
-    numbers = pd.to_numeric(column, errors="coerce").to_numpy(np.float64, na_value=np.nan)
-    wrong = np.flatnonzero(np.isnan(numbers) & column.notna().to_numpy())
-    if len(wrong):
-        raise DataError(f"frame, row {wrong[0] + 1}, field {name}: {column.iloc[wrong[0]]!r} is not a number; mend it")
-    return numbers
-
-
-def _finite(frame: pd.DataFrame, name: str) -> np.ndarray:
-    numbers = _numbers(frame, name)
-    wrong = np.flatnonzero(~np.isfinite(numbers))
-    if len(wrong):
-        raise DataError(f"frame, row {wrong[0] + 1}, field {name}: {numbers[wrong[0]]} is no finite number; fill it in")
-    return numbers
+    return canonical(str(value))

@@ -6,6 +6,7 @@ holds 0 and 1. A row without a value has the label NaN: not observed.
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Callable
@@ -40,13 +41,13 @@ class LabelRule:
     comparison: str | None = None
     number: float = 0.0
 
-    def apply(self, values: np.ndarray, where: str, first_row: int) -> np.ndarray:
+    def apply(self, values: np.ndarray, where: str, line: Callable[[int], int]) -> np.ndarray:
         """float32 [N] of 0, 1 and NaN from the column's values, float64 [N].
 
         Args:
             values: the column; NaN = not observed.
             where: the file, for messages.
-            first_row: the row that messages call ``values[0]``.
+            line: how messages count row i.
 
         Raises:
             DataError: a 0/1 column holds something else.
@@ -55,7 +56,7 @@ class LabelRule:
             wrong = np.flatnonzero(~(np.isnan(values) | (values == 0) | (values == 1)))
             if len(wrong):
                 raise DataError(
-                    f"{where}, row {wrong[0] + first_row}, field {self.column}: label {self.task} "
+                    f"{where}, row {line(int(wrong[0]))}, field {self.column}: label {self.task} "
                     f"is {values[wrong[0]]:g}, not 0 or 1; use a rule: {self.task}={self.column}>3"
                 )
             return values.astype(np.float32)
@@ -92,6 +93,8 @@ def _parse_rule(part: str) -> LabelRule:
         if match is None:
             raise ValueError(part)
         number = float(match["number"] or 0.0)
+        if not math.isfinite(number):  # nothing is above, below or equal to nan
+            raise ValueError(part)
     except ValueError:
         raise DataError(
             f"--labels: cannot read {part.strip()!r}; write TASK=COLUMN>NUMBER (or >= < <= == !=) "

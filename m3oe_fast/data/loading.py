@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from m3oe_fast.data import demo, movielens, recbole
+from m3oe_fast.data.archive import kind_of
 from m3oe_fast.data.build import build
 from m3oe_fast.data.dataset import Dataset, open_dataset
 from m3oe_fast.data.options import DataOptions, SplitName
@@ -17,6 +18,7 @@ from m3oe_fast.data.splits import SPLITS
 from m3oe_fast.data.store import FORMAT, Damaged, publish
 from m3oe_fast.errors import DataError
 
+MAX_NAME = 80  # characters of a log's name in its folder's name, which a file system limits to 255
 LOGS = "demo, recbole:PATH, movielens-100k, movielens-1m, prepared:FOLDER"
 
 
@@ -59,12 +61,16 @@ def load_options(options: DataOptions, out: Path | None = None) -> Dataset:
         options: what to load.
         out: prepare into this folder instead of the cache.
 
+    ``prepared:FOLDER`` brings its own split: read it from the dataset, not from ``options``.
+
     Raises:
         DataError: as ``load``.
     """
     kind, _, rest = options.data.partition(":")
     if kind == "prepared":
-        return _open_prepared(Path(rest).expanduser(), options)
+        if out is not None:
+            raise DataError(f"--out {out}: {options.data} is prepared already; copy the folder, or name its log")
+        return _open_prepared(Path(os.path.expanduser(rest)), options)
     if options.split not in SPLITS:
         raise DataError(f"--split {options.split!r} is unknown; choose one of {', '.join(SPLITS)}")
     source = find_source(options)
@@ -101,6 +107,8 @@ def find_source(options: DataOptions) -> Source:
         if getattr(options, name) is not None:
             raise DataError(f"--{name} describes recbole: logs; {options.data} fixes its own, drop the option")
     if options.data == "demo":
+        if options.data_path is not None:
+            raise DataError("--data_path does not go with demo, which is generated; drop it")
         return demo.find()
     if options.data in movielens.LOGS:
         return movielens.find(options.data, options.data_path)
@@ -120,8 +128,8 @@ def _identity(source: Source, options: DataOptions) -> str:
 
 
 def _cache_entry(options: DataOptions, name: str, identity: str) -> Path:
-    parent = Path(options.cache_dir).expanduser() if options.cache_dir else default_cache_dir()
-    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+    parent = Path(os.path.expanduser(options.cache_dir)) if options.cache_dir else default_cache_dir()
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:MAX_NAME]
     return parent / f"{safe}-{options.split}-{identity}"
 
 
@@ -133,7 +141,10 @@ def _open_intact(folder: Path) -> Dataset | None:
 
 
 def _open_prepared(folder: Path, options: DataOptions) -> Dataset:
-    if not folder.is_dir():
+    for name in ("data_path", "domain_column", "domain_bins", "labels", "drop_columns"):
+        if getattr(options, name) is not None:
+            raise DataError(f"--{name} does not go with {options.data}, whose rows are fixed; drop the option")
+    if kind_of(folder) != "folder":
         raise DataError(f"{folder}: no such folder; write it with m3oe_fast.prepare --out")
     try:
         dataset = open_dataset(folder)
@@ -141,4 +152,8 @@ def _open_prepared(folder: Path, options: DataOptions) -> Dataset:
         raise DataError(f"{error}; write the folder again with m3oe_fast.prepare --out") from error
     if options.split not in (DataOptions.split, dataset.split):
         raise DataError(f"{folder}: prepared with split {dataset.split}, not {options.split}; drop --split")
+    if options.split_seed not in (DataOptions.split_seed, dataset.split_seed):
+        raise DataError(
+            f"{folder}: prepared with split seed {dataset.split_seed}, not {options.split_seed}; drop --split_seed"
+        )
     return dataset

@@ -11,14 +11,14 @@ forbids passing the files on, so the user names their place.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 
 from m3oe_fast.data import recbole
 from m3oe_fast.data.archive import Archive
-from m3oe_fast.data.columns import Tokens
+from m3oe_fast.data.columns import Tokens, first_token
 from m3oe_fast.data.delimited import NUMBER, TOKEN, Layout, Table, read_delimited, require_finite
 from m3oe_fast.data.domains import DomainRule
 from m3oe_fast.data.join import join_rows
@@ -29,6 +29,8 @@ from m3oe_fast.errors import DataError
 LABELS = "click=rating>3,like=rating>4"
 DOMAINS = DomainRule("age", edges=(25.0, 35.0))
 HOME = "https://grouplens.org/datasets/movielens"
+SEPARATORS = {"genre": "| "}  # of genres: GroupLens writes bars, RecBole blanks, and no genre holds either
+ALIASES = {"movie_id": ("item_id",), "zip": ("zip_code",), "genre": ("genres", "class")}
 GENRES = [
     "unknown",
     "Action",
@@ -108,7 +110,7 @@ def assemble(name: str, tables: Tables) -> RawLog:
     domain = DOMAINS.of_numbers(age)
     rules = parse_labels(LABELS)
     rating = ratings.numbers["rating"]
-    label = [rule.apply(rating, ratings.where, ratings.first_row) for rule in rules]
+    label = [rule.apply(rating, ratings.where, ratings.line) for rule in rules]
     return RawLog(
         where=ratings.where,
         fields={
@@ -125,6 +127,8 @@ def assemble(name: str, tables: Tables) -> RawLog:
         user=ratings.tokens["user_id"],
         time=ratings.numbers["timestamp"],
         warnings=_count_warning(name, domain),
+        separators=SEPARATORS,
+        aliases=ALIASES,
     )
 
 
@@ -182,7 +186,7 @@ def _double_colon(archive: Archive, member: str, types: dict[str, pa.DataType]) 
 
 def _first_genre(movies: Table) -> Table:
     genre = movies.tokens["genre"]
-    movies.tokens["genre"] = genre.renamed([text.partition("|")[0] for text in genre.values])
+    movies.tokens["genre"] = genre.renamed([first_token(text, SEPARATORS["genre"]) for text in genre.values])
     return movies
 
 
@@ -243,11 +247,12 @@ def _renamed(table: Table, tokens: dict[str, str], numbers: tuple[str, ...]) -> 
     for name in [*tokens, *numbers]:
         if name not in table.tokens and name not in table.numbers:
             raise DataError(f"{table.where}: has no column {name}; fetch the file again")
-    return Table(
-        table.where,
-        {ours: table.tokens[theirs] for theirs, ours in tokens.items()},
-        {name: table.numbers[name] if name in table.numbers else table.tokens[name].numbers() for name in numbers},
-        table.first_row,
+    return replace(
+        table,
+        tokens={ours: table.tokens[theirs] for theirs, ours in tokens.items()},
+        numbers={
+            name: table.numbers[name] if name in table.numbers else table.tokens[name].numbers() for name in numbers
+        },
     )
 
 

@@ -32,7 +32,7 @@ class DataOptions:
         "demo",
         "The log: demo (generated), recbole:PATH (folder, wheel or zip with RecBole atomic files; "
         "recbole:PATH#NAME picks one of several), movielens-100k, movielens-1m, or prepared:FOLDER "
-        "(written earlier by m3oe_fast.prepare --out).",
+        "(written earlier by m3oe_fast.prepare --out; it brings its own split and columns).",
     )
     data_path: str | None = option(
         None, "Where the MovieLens files are: their folder, or their zip or wheel. Only read."

@@ -28,6 +28,8 @@ class RawLog:
         time: float64 [N] for the temporal split, if any.
         probability: float64 [N,T], the true P(label = 1), for generated logs.
         warnings: one line each, for the summary.
+        separators: for a column of which only the first token is kept, the characters that end it.
+        aliases: for a column that raw rows may call otherwise, its other names.
     """
 
     where: str
@@ -41,6 +43,8 @@ class RawLog:
     time: np.ndarray | None = None
     probability: np.ndarray | None = None
     warnings: tuple[str, ...] = field(default=())
+    separators: dict[str, str] = field(default_factory=dict)
+    aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.domain)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from m3oe_fast.data.archive import Archive
-from m3oe_fast.data.columns import Tokens, natural_order
+from m3oe_fast.data.columns import Tokens, canonical, first_token, natural_order
 from m3oe_fast.data.delimited import NUMBER, TOKEN, Layout, Table, read_delimited, require_finite
 from m3oe_fast.data.domains import MAX_DOMAINS, DomainRule, parse_bins
 from m3oe_fast.data.join import join_rows
@@ -26,6 +26,7 @@ from m3oe_fast.errors import DataError
 
 USER, ITEM, TIME = "user_id", "item_id", "timestamp"
 TYPES = {"token": TOKEN, "token_seq": TOKEN, "float": NUMBER, "float_seq": None}
+SEPARATOR = " "  # of a token_seq
 HEADER_BYTES = 1 << 16
 
 
@@ -76,6 +77,11 @@ def find(
         parse_labels(labels),
         tuple(name.strip() for name in (drop_columns or "").split(",") if name.strip()),
     )
+    if domain_column in {rule.column for rule in roles.labels}:
+        raise DataError(
+            f"--domain_column {domain_column}: a label follows from this column, so the domain would give the label "
+            "away; choose another column"
+        )
     members = [name for name in members_of(archive, stem) if name]
     identity = {
         "content": archive.digest(members),
@@ -150,8 +156,7 @@ def read_atomic(archive: Archive, member: str) -> Table:
     table = read_delimited(archive.read(member), archive.where(member), layout, types)
     for name, column in table.tokens.items():
         if kinds[name] == "token_seq":
-            first = [text.strip(" ").partition(" ")[0] for text in column.values]
-            table.tokens[name] = column.renamed(first)
+            table.tokens[name] = column.renamed([canonical(first_token(text, SEPARATOR)) for text in column.values])
     return table
 
 
@@ -175,7 +180,7 @@ def _read(archive: Archive, stem: str, roles: Roles) -> RawLog:
             f"drop it, or name it as --domain_column {DOMAIN_FIELD}"
         )
     dense = {name: column for name, column in numbers.items() if name not in left_out}
-    label = [rule.apply(_values(log, rule.column, tokens, numbers), log.where, log.first_row) for rule in roles.labels]
+    label = [rule.apply(_values(log, rule.column, tokens, numbers), log.where, log.line) for rule in roles.labels]
     rule, domain = _domains(log, roles, tokens, numbers)
     return RawLog(
         where=log.where,
@@ -188,6 +193,7 @@ def _read(archive: Archive, stem: str, roles: Roles) -> RawLog:
         user=tokens.get(USER),
         time=_values(log, TIME, tokens, numbers) if TIME in names else None,
         warnings=_sequence_warnings(archive, [inter, user, item]),
+        separators=_separators(archive, [inter, user, item]),
     )
 
 
@@ -260,6 +266,11 @@ def _domains(
     if len(wrong):
         raise DataError(f"{log.at(int(wrong[0]), name)}: empty, so the row has no domain; fill it in")
     return rule, domain
+
+
+def _separators(archive: Archive, members: list[str | None]) -> dict[str, str]:
+    headers = [read_header(archive, member) for member in members if member]
+    return {name: SEPARATOR for header in headers for name, kind in header.items() if kind == "token_seq"}
 
 
 def _sequence_warnings(archive: Archive, members: list[str | None]) -> tuple[str, ...]:

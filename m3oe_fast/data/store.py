@@ -16,8 +16,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -28,11 +30,13 @@ import pyarrow as pa
 
 from m3oe_fast.errors import DataError
 
-FORMAT = "m3oe_fast data 1"
+FORMAT = "m3oe_fast data 2"
 MANIFEST = "manifest.json"
 ENCODER = "encoder.json"
 DATASET = "dataset.json"
 PARTS = ("train", "val", "test")
+STALE_SECONDS = 3600  # a build takes minutes
+_HIDDEN = re.compile(r"\..+\.[0-9a-f]{16}")
 FILES = {MANIFEST, ENCODER, DATASET, *(f"{part}.arrow" for part in PARTS)}
 
 
@@ -123,11 +127,13 @@ def publish(folder: Path, build: Callable[[Path], None]) -> None:
     Raises:
         DataError: the place cannot be written to, or holds files that are not ours.
     """
-    if folder.is_dir() and not _replaceable(folder):
-        raise DataError(f"{folder}: holds other files, which stay; choose another folder")
+    folder = Path(os.path.realpath(folder))  # a link to a folder stays one
     temporary = _hidden_name(folder)
     try:
+        if folder.is_dir() and not _replaceable(folder):
+            raise DataError(f"{folder}: holds other files, which stay; choose another folder")
         temporary.mkdir(parents=True)
+        _sweep(folder.parent)
         build(temporary)
         seal(temporary)
         _put(temporary, folder)
@@ -162,6 +168,15 @@ def _replaceable(folder: Path) -> bool:
 
 def _hidden_name(folder: Path) -> Path:
     return folder.parent / f".{folder.name}.{secrets.token_hex(8)}"
+
+
+def _sweep(parent: Path) -> None:
+    """Remove what killed processes left: hidden folders of our files that nobody has touched for an hour."""
+    for path in parent.glob(".*"):
+        with suppress(OSError):
+            stale = time.time() - path.stat().st_mtime > STALE_SECONDS
+            if stale and _HIDDEN.fullmatch(path.name) and not path.is_symlink() and _replaceable(path):
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _fingerprint(path: Path) -> dict[str, int | str]:

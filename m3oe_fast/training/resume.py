@@ -9,7 +9,7 @@ from typing import Any
 
 from m3oe_fast import checkpoint
 from m3oe_fast.errors import CheckpointError
-from m3oe_fast.training.run_folder import BEST, LAST, RunFolder
+from m3oe_fast.training.run_folder import BEST, LAST, RunFolder, root_of
 
 STATE_FORMAT = 1
 
@@ -18,20 +18,41 @@ def continues(run: RunFolder, resume: str | os.PathLike[str] | None) -> bool:
     """Whether ``resume`` names the run that lies in ``run``, which may then be written on."""
     if resume is None:
         return False
-    return resume in (LAST, BEST) or run.root.resolve() in (
-        Path(resume).resolve(),
-        *Path(resume).resolve().parents,
-    )
+    if resume in (LAST, BEST):
+        return True
+    root = root_of(os.path.abspath(resume))
+    return root is not None and root.resolve() == run.root.resolve()
 
 
 def newest(run: RunFolder) -> tuple[Path, dict[str, Any]] | None:
     """The latest state of a run: ``best`` if it was killed after writing that, else ``last``."""
-    found = [read_state(run.checkpoint(name)) for name in (LAST, BEST) if run.checkpoint(name).exists()]
-    return max(found, key=lambda item: len((item[1]["trainer"] or {}).get("history", ())), default=None)
+    found = [read_state(run.checkpoint(name)) for name in (LAST, BEST) if run.holds(name)]
+    return max(found, key=lambda item: epochs_in(item[1]), default=None)
 
 
 def read_state(path: Path) -> tuple[Path, dict[str, Any]]:
-    return checkpoint.locate(path), checkpoint.read(path)
+    """The file behind ``path`` and its content.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+    """
+    try:
+        return checkpoint.locate(path), checkpoint.read(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
+
+
+def epochs_behind(run: RunFolder, name: str) -> int:
+    """Finished epochs behind the checkpoint ``last`` or ``best`` of a run, 0 if it is missing or damaged."""
+    try:
+        return epochs_in(read_state(run.checkpoint(name))[1])
+    except CheckpointError:
+        return 0
+
+
+def epochs_in(content: Mapping[str, Any]) -> int:
+    """Finished epochs behind a checkpoint's training state."""
+    return len((content["trainer"] or {}).get("history", ()))
 
 
 def check_same(

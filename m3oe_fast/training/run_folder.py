@@ -26,6 +26,7 @@ from typing import Any
 import yaml
 
 from m3oe_fast.atomic import replacing
+from m3oe_fast.checkpoint import FILE_NAME
 from m3oe_fast.errors import ConfigError, UserError
 
 CHECKPOINTS = "checkpoints"
@@ -50,10 +51,15 @@ class RunFolder:
         """Folder of the checkpoint ``last`` or ``best``."""
         return self.root / CHECKPOINTS / name
 
+    def holds(self, name: str) -> bool:
+        """Whether the checkpoint ``last`` or ``best`` is there; a killed run may leave just its folder."""
+        return os.path.isfile(self.checkpoint(name) / FILE_NAME)
+
     def holds_run(self) -> bool:
         """Whether an earlier run left any of its files here."""
-        traces = (self.config, self.history, self.metrics, self.root / CHECKPOINTS)
-        return any(trace.exists() for trace in traces)
+        # Unlike Path.exists, os.path.exists is False and no error where a folder on the way is closed to us.
+        written = any(os.path.exists(trace) for trace in (self.config, self.history, self.metrics))
+        return written or self.holds(LAST) or self.holds(BEST)
 
     def check(self, *, resuming: bool) -> None:
         """Make sure, before any work, that the run may and can be written here; leaves no trace.
@@ -68,16 +74,14 @@ class RunFolder:
             raise ConfigError(
                 f"{self.root} already holds a run: continue it with --resume last, or name another folder with --out"
             )
-        missing = [path for path in (self.root, *self.root.parents) if not path.exists()]
+        missing = [path for path in (self.root, *self.root.parents) if not os.path.exists(path)]
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             handle, probe = tempfile.mkstemp(prefix=".probe.", dir=self.root)
             os.close(handle)
             os.unlink(probe)
         except OSError as error:
-            raise ConfigError(
-                f"cannot write to the run folder {self.root} ({error.strerror or error}); name another one with --out"
-            ) from error
+            raise _unwritable(self.root, error) from error
         finally:
             for path in missing:
                 with contextlib.suppress(OSError):
@@ -94,6 +98,14 @@ class RunFolder:
         writer.writeheader()
         writer.writerows(rows)
         write_text(self.history, text.getvalue())
+
+    def epochs_in_history(self) -> int:
+        """Rows of metrics.csv, 0 where there is none that can be read."""
+        try:
+            with self.history.open(newline="", encoding="utf-8") as stream:
+                return sum(1 for _ in csv.DictReader(stream))
+        except (OSError, ValueError, csv.Error):
+            return 0
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Write metrics.json.
@@ -112,26 +124,39 @@ class RunFolder:
         return content if isinstance(content, dict) else None
 
 
-def default_root(data: str, now: datetime) -> Path:
-    """A folder that does not exist yet: ``runs/<data>-<date>-<time>``, numbered if taken.
+def reserve_default(data: str, now: datetime) -> Path:
+    """Make a new folder ``runs/<data>-<date>-<time>``, numbered if taken, that no other run gets.
 
     Args:
         data: value of ``--data``; of a path only the last part is kept.
         now: time of the start.
+
+    Raises:
+        ConfigError: it cannot be made.
     """
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", re.split(r"[/\\:]", data.rstrip("/\\"))[-1]).strip("-.") or "run"
     stem = f"{name}-{now:%Y%m%d-%H%M%S}"
     root, number = Path("runs") / stem, 2
-    while root.exists():
-        root, number = Path("runs") / f"{stem}-{number}", number + 1
-    return root
+    while True:
+        try:
+            root.mkdir(parents=True)
+            return root
+        except FileExistsError:
+            root, number = Path("runs") / f"{stem}-{number}", number + 1
+        except OSError as error:
+            raise _unwritable(root, error) from error
+
+
+def _unwritable(root: Path, error: OSError) -> ConfigError:
+    reason = error.strerror or error
+    return ConfigError(f"cannot write to the run folder {root} ({reason}); name another one with --out")
 
 
 def root_of(path: str | os.PathLike[str]) -> Path | None:
     """The run folder that ``path`` is or whose checkpoint it is; None for any other path."""
     path = Path(path)
-    folder = path.parent if path.is_file() else path
-    if (folder / CHECKPOINTS).is_dir():
+    folder = path.parent if os.path.isfile(path) else path
+    if os.path.isdir(folder / CHECKPOINTS):
         return folder
     return folder.parent.parent if folder.parent.name == CHECKPOINTS else None
 

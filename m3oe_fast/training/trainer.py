@@ -30,10 +30,10 @@ from m3oe_fast.errors import ConfigError, DataError
 from m3oe_fast.metrics import Scores
 from m3oe_fast.model import M3oE
 from m3oe_fast.training.console import ConsoleDisplay, Display
-from m3oe_fast.training.evaluation import device_of, evaluate, to_device
+from m3oe_fast.training.evaluation import device_of, evaluate, to_device, unscored
 from m3oe_fast.training.history import Epoch, Progress, Stopper
 from m3oe_fast.training.options import TrainOptions
-from m3oe_fast.training.resume import STATE_FORMAT, check_same, continues, newest, read_state, short
+from m3oe_fast.training.resume import STATE_FORMAT, check_same, continues, epochs_behind, newest, read_state, short
 from m3oe_fast.training.run_folder import BEST, CHECKPOINTS, LAST, RunFolder
 
 Ended = Literal["epochs", "patience", "interrupted"]
@@ -51,7 +51,7 @@ class Result:
         ended: "epochs" (all done), "patience" (early stop) or "interrupted" (Ctrl-C).
         history: every finished epoch, those before a resume included.
         best_epoch: epoch whose weights the model now has; 0 if none was finished.
-        val, test: scores of those weights.
+        val, test: scores of those weights; without a value if no epoch was finished.
         metrics: the content of metrics.json.
     """
 
@@ -129,9 +129,17 @@ class Trainer:
             weight_decay=options.weight_decay,
             fused=True,
         )
-        self.fusion_optimizer = None
+        self.fusion_optimizer: torch.optim.Adam | None = None
         if options.bilevel != "off":
             self.fusion_optimizer = torch.optim.Adam(self.model.fusion_parameters(), lr=options.fusion_lr, fused=True)
+
+    @property
+    def outer_steps(self) -> int:
+        """Outer steps that the run will have done if no early stop ends it."""
+        options = self.options
+        if options.bilevel == "alternating":
+            return options.epochs * self.steps_per_epoch // options.outer_every
+        return options.epochs if options.bilevel == "published" else 0
 
     # The run ----------------------------------------------------------------------------------
 
@@ -159,6 +167,13 @@ class Trainer:
         finished_before = self._ended() is not None
         if self.run is not None and not (finished_before and self.run.holds_run()):
             self.run.write_config(self.resolved or self._default_config())
+        self._catch_up()
+        if not finished_before and self.fusion_optimizer is not None and not self.outer_steps:
+            self.display.message(
+                f"warning: no outer step will be done, the fusion weights stay as they start: {self.options.epochs} "
+                f"epochs have {self.options.epochs * self.steps_per_epoch} steps, fewer than outer_every "
+                f"({self.options.outer_every})"
+            )
         ended = self._train()
         self._ensure_best()
         result = self._measure(ended)
@@ -196,6 +211,7 @@ class Trainer:
             self._outer_step(number - 1)
         validation = time.perf_counter()
         val = evaluate(self.model, self.dataset.val, self.dataset)
+        self._check_finite(number, val)
         now = time.perf_counter()
         record = Epoch(
             epoch=number,
@@ -238,10 +254,18 @@ class Trainer:
             self.display.advance(done, lambda done=done: total.item() / done)
         mean = total.item() / done
         if not math.isfinite(mean):
-            raise ConfigError(
-                f"training diverged in epoch {number} (the loss is {mean}): lower lr (now {options.lr:g})"
-            )
+            raise self._diverged(number, f"the loss is {mean}")
         return mean
+
+    def _check_finite(self, number: int, val: Scores) -> None:
+        """The loss of an epoch tells nothing of its last step."""
+        if not all(bool(weight.isfinite().all()) for weight in self.model.state_dict().values()):
+            raise self._diverged(number, "weights are not finite")
+        if not val.finite:
+            raise self._diverged(number, "validation scores are not finite")
+
+    def _diverged(self, number: int, how: str) -> ConfigError:
+        return ConfigError(f"training diverged in epoch {number} ({how}): lower lr (now {self.options.lr:g})")
 
     def _outer_step(self, number: int) -> None:
         """Move the fusion weights, and nothing else, on one batch of their rows.
@@ -271,9 +295,12 @@ class Trainer:
         return picked if self.outer_rows is None else self.outer_rows[picked]
 
     def _measure(self, ended: Ended) -> Result:
-        val = evaluate(self.model, self.dataset.val, self.dataset)
-        test = evaluate(self.model, self.dataset.test, self.dataset)
         best_epoch = self.progress.stopper.best_epoch
+        parts = (self.dataset.val, self.dataset.test)
+        if best_epoch:
+            val, test = (evaluate(self.model, part, self.dataset) for part in parts)
+        else:  # half-trained weights that no file holds
+            val, test = (unscored(part, self.dataset) for part in parts)
         return Result(
             ended,
             self.progress.history,
@@ -309,7 +336,7 @@ class Trainer:
             "best_epoch": best_epoch,
             "val": val.to_dict(),
             "test": test.to_dict(),
-            "fusion": model.fusion_values(),
+            "fusion": model.fusion_values() if best_epoch else dict.fromkeys(model.fusion_values()),
         }
 
     # Files ------------------------------------------------------------------------------------
@@ -320,13 +347,26 @@ class Trainer:
             is_best = self.progress.stopper.best_epoch == self.progress.epoch
             for name in (BEST, LAST) if is_best else (LAST,):
                 self.model.save(self.run.checkpoint(name), trainer_state=self._state())
-            self.run.write_history([epoch.to_row() for epoch in self.progress.history])
+            self._write_history()
         self._written = self.progress.epoch
+
+    def _catch_up(self) -> None:
+        """Write what a resumed run that was killed among the files of its last epoch did not."""
+        done = self.progress.epoch
+        if self.run is None or not done:
+            return
+        if epochs_behind(self.run, LAST) < done:
+            self.model.save(self.run.checkpoint(LAST), trainer_state=self._state())
+        if self.run.epochs_in_history() < done:
+            self._write_history()
+
+    def _write_history(self) -> None:
+        self.run.write_history([epoch.to_row() for epoch in self.progress.history])
 
     def _ensure_best(self) -> None:
         """A run resumed from elsewhere may never have had a better epoch of its own to write."""
         best_known = self.progress.best_weights is not None
-        if self.run is not None and best_known and not self.run.checkpoint(BEST).exists():
+        if self.run is not None and best_known and not self.run.holds(BEST):
             self.model.save(self.run.checkpoint(BEST))
 
     def _state(self) -> dict[str, Any]:
@@ -368,6 +408,8 @@ class Trainer:
         sizes = {k: v for k, v in self.model.config.to_dict().items() if k not in of_data}
         return {
             "data": f"prepared:{self.dataset.folder}",
+            "split": self.dataset.split,
+            "split_seed": self.dataset.split_seed,
             "model": "m3oe",
             **sizes,
             **dataclasses.asdict(self.options),
@@ -407,7 +449,7 @@ class Trainer:
             return read_state(self.run.checkpoint(BEST))
         if resume == LAST:
             return None if self.run is None else newest(self.run)
-        if (Path(resume) / CHECKPOINTS).is_dir() and (found := newest(RunFolder(resume))):
+        if os.path.isdir(Path(resume) / CHECKPOINTS) and (found := newest(RunFolder(resume))):
             return found
         return read_state(Path(resume))
 
