@@ -13,6 +13,7 @@ folder appear under its final name only when it is complete, whatever other proc
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -147,8 +148,9 @@ def _put(temporary: Path, folder: Path) -> None:
     try:
         os.rename(temporary, folder)
         return
-    except OSError:
-        if not folder.is_dir():
+    except OSError as error:
+        # Not `folder.is_dir()`: another process may have moved the folder away since.
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
     try:
         check(folder)
