@@ -20,6 +20,9 @@ sys.path.insert(0, str(ROOT / "build_backend"))
 from torch_location import find_torch  # noqa: E402
 
 VERSION = "0.1.0"
+# None while pip only asks what the build needs, or an sdist is made: neither compiles.
+TORCH = find_torch()
+TORCH_HEADERS = ("include", "include/torch/csrc/api/include")
 # Headers of torch 2.10: the binary then runs on every later torch.
 TORCH_TARGET = "0x020a000000000000"
 COMMON = ["-std=c++20", "-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-Wall", "-Wextra"]
@@ -48,6 +51,10 @@ class BuildExt(build_ext):
     """Also leaves `_C` in the source package, which `python -m m3oe_fast...` in the clone's root imports."""
 
     def run(self) -> None:
+        if TORCH is None:
+            sys.exit(
+                "m3oe_fast: no torch >= 2.10 to build against; run `pip install torch`, then `pip install .` again"
+            )
         super().run()
         for built in self.get_outputs():
             target = ROOT / "m3oe_fast" / Path(built).name
@@ -56,9 +63,6 @@ class BuildExt(build_ext):
 
 
 def extension() -> Extension:
-    torch = find_torch()
-    if torch is None:
-        sys.exit("m3oe_fast: no torch >= 2.10 to build against; run `pip install torch`, then `pip install .` again")
     import pybind11  # here, so that a missing compiler is reported before a missing package
 
     sources = [ROOT / "csrc" / "ops.cpp", *sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))]
@@ -67,9 +71,9 @@ def extension() -> Extension:
         sources=[str(p.relative_to(ROOT)) for p in sources],
         # Every source, those of the static libraries too: their change must link the module anew.
         depends=[str(p.relative_to(ROOT)) for p in sorted((ROOT / "csrc").rglob("*.[ch]*"))],
-        include_dirs=[str(torch / "include"), str(torch / "include/torch/csrc/api/include"), pybind11.get_include()],
+        include_dirs=[*(str(TORCH / folder) for folder in TORCH_HEADERS if TORCH), pybind11.get_include()],
         define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET), ("M3OE_FAST_VERSION", f'"{VERSION}"')],
-        library_dirs=[str(torch / "lib")],
+        library_dirs=[str(TORCH / "lib")] if TORCH else [],
         libraries=["torch_cpu", "c10"],
         extra_compile_args=COMMON,
         language="c++",

@@ -6,7 +6,6 @@ installs. If torch lies there, setup.py builds against its headers and nothing i
 
 from __future__ import annotations
 
-from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403  (the hooks of PEP 517 and 660 that stay as they are)
 from torch_location import find_torch
 
@@ -16,8 +15,8 @@ def _torch() -> list[str]:
 
 
 def get_requires_for_build_wheel(config_settings=None):
-    return build_meta.get_requires_for_build_wheel(config_settings) + _torch()
+    return _torch()
 
 
 def get_requires_for_build_editable(config_settings=None):
-    return build_meta.get_requires_for_build_editable(config_settings) + _torch()
+    return _torch()
