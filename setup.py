@@ -28,9 +28,13 @@ TORCH_TARGET = "0x020a000000000000"
 COMMON = ["-std=c++20", "-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-Wall", "-Wextra"]
 # gcc 12 reports its own _mm512_undefined_ps as uninitialised (gcc bug 105593).
 QUIET = ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", *QUIET]
 X86_FLAGS = {
     "avx2": ["-mavx2", "-mfma"],
-    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", *QUIET],
+    "avx512": AVX512,
+    "avx512_bf16": [*AVX512, "-mavx512bf16"],
+    "amx": [*AVX512, "-mavx512bf16"],  # the tile instructions are written as assembly
+    "amx_emulated": [*AVX512, "-mavx512bf16"],
 }
 
 

@@ -13,8 +13,17 @@
 // star_weight is the folded M_d. With 0 to 7 empty there is no representation layer: r = x, I = H.
 // gate_mask: bool [D, T, G], which experts each softmax ranges over; absent = all.
 //
-// network_fwd returns logits [B, T]; network_bwd d_x and a gradient per weight; network_loss pair_loss [D, T], d_x and
-// a gradient per weight of sum(pair_weight * pair_loss), label [B, T] with NaN = not observed.
+// The input of a row is its embeddings in field order, then x: ids [B, F] (int32 or int64, each counted from the first
+// row of its field), one table `embedding` [V, N] for all fields, `vocab` the rows of each, x [B, C], I = F N + C.
+// Without ids and embedding, x [B, I] is all of it. precision: "fp32", "bf16x3", "bf16"; one that the processor has no
+// fast instructions for computes in fp32.
+//
+// network_pack returns the weights as the kernels read them: opaque, float or double as they are, for this process
+// only. network_fwd takes it as `packed`, and then only shapes from `weights`. It returns logits [B, T], or their
+// sigmoid. network_bwd returns d_x (empty unless input_grad), d_embedding and its rows, then a gradient per weight.
+// embedding_grad: "none" (empty), "dense" ([V, N], no rows), "sparse" (values [U, N] of the distinct rows [U],
+// ascending). network_loss returns pair_loss [D, T], then the same of sum(pair_weight * pair_loss); label [B, T], NaN =
+// not observed.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/stable/library.h>
@@ -28,13 +37,19 @@
 #include "cpu/workspace.h"
 
 STABLE_TORCH_LIBRARY(m3oe_fast, m) {
-  m.def("network_fwd(Tensor x, Tensor domain, Tensor[] weights, Tensor? gate_mask, bool star_linear) -> Tensor");
+  m.def("network_pack(Tensor[] weights, Tensor? gate_mask, int inputs, bool star_linear, str precision) -> Tensor");
   m.def(
-      "network_bwd(Tensor grad, Tensor x, Tensor domain, Tensor[] weights, Tensor? gate_mask, bool star_linear, "
-      "bool gate_detach, bool input_grad) -> Tensor[]");
+      "network_fwd(Tensor x, Tensor? ids, Tensor? embedding, int[] vocab, Tensor domain, Tensor[] weights, "
+      "Tensor? gate_mask, Tensor? packed, bool star_linear, str precision, bool probability) -> Tensor");
   m.def(
-      "network_loss(Tensor x, Tensor domain, Tensor label, Tensor? row_weight, Tensor pair_weight, Tensor[] weights, "
-      "Tensor? gate_mask, bool star_linear, bool gate_detach, bool input_grad) -> Tensor[]");
+      "network_bwd(Tensor grad, Tensor x, Tensor? ids, Tensor? embedding, int[] vocab, Tensor domain, Tensor[] "
+      "weights, "
+      "Tensor? gate_mask, bool star_linear, bool gate_detach, str precision, bool input_grad, str embedding_grad) "
+      "-> Tensor[]");
+  m.def(
+      "network_loss(Tensor x, Tensor? ids, Tensor? embedding, int[] vocab, Tensor domain, Tensor label, "
+      "Tensor? row_weight, Tensor pair_weight, Tensor[] weights, Tensor? gate_mask, bool star_linear, "
+      "bool gate_detach, str precision, bool input_grad, str embedding_grad) -> Tensor[]");
 }
 
 namespace {
@@ -64,6 +79,12 @@ PYBIND11_MODULE(_C, m) {
   m.attr("compiler") = __VERSION__;
   m.def("cpu_isa", [] { return m3oe::active_isa().name; }, "Instruction set in use.");
   m.def("cpu_isas", &m3oe::supported_isas, "Instruction sets that can run here, best first.");
+  m.def(
+      "computes_bf16", [] { return m3oe::computes_in(m3oe::Precision::kBf16); },
+      "Whether the set in use has bf16 kernels.");
+  m.def(
+      "computes_bf16x3", [] { return m3oe::computes_in(m3oe::Precision::kBf16x3); },
+      "Whether the set in use has bf16x3 kernels.");
   m.def("measure_fma_peak", &measure_fma_peak, pybind11::arg("threads"),
         pybind11::call_guard<pybind11::gil_scoped_release>(),
         "Floating-point peak of the instruction set in use, GFLOP/s over all threads.");

@@ -23,8 +23,12 @@ def reasons_against(
 ) -> list[str]:
     """Why a backend cannot serve tensors of this device and dtype; empty if it can."""
     reasons = []
-    if precision != "fp32":
-        reasons.append(f"precision {precision!r} is not built yet, only fp32")
+    if name == "cpu" and precision == "tf32":
+        reasons.append("precision 'tf32' exists on GPUs only")
+    if name == "cpu" and precision != "fp32" and dtype != torch.float32:
+        reasons.append(f"precision {precision!r} is for float32 tensors, they are {dtype}")
+    if name == "reference" and precision != "fp32":
+        reasons.append(f"precision {precision!r}: it computes in the dtype of its tensors, ask for fp32")
     if name in ("triton", "cuda"):
         reasons.append("not built yet")
     if name == "cpu":
@@ -64,3 +68,24 @@ def choose(requested: str, device: torch.device, dtype: torch.dtype, precision: 
             return name
         refused.append(f"{name}: {', '.join(reasons)}")
     raise BackendError(f"no backend can run here: {'; '.join(refused)}")
+
+
+def compute_precision(backend: str, precision: str) -> str:
+    """What the products of this backend really compute in: `precision`, or "fp32" where the processor has no fast
+    instructions for it."""
+    if backend != "cpu" or precision == "fp32":
+        return precision
+    module = _extension.load()
+    native = module.computes_bf16() if precision == "bf16" else module.computes_bf16x3()
+    return precision if native else "fp32"
+
+
+@functools.cache
+def warn_if_fp32(backend: str, precision: str) -> None:
+    """Say once per process that a precision is computed in fp32."""
+    if compute_precision(backend, precision) != precision:
+        isa = _extension.load().cpu_isa()
+        needs = "AMX, or AVX512-BF16 on AMD" if precision == "bf16" else "AMX"
+        warnings.warn(
+            f"precision {precision!r} computes in fp32 here: it needs {needs}, this processor runs {isa}", stacklevel=4
+        )

@@ -10,7 +10,8 @@ import contextlib
 import itertools
 import math
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +22,14 @@ from torch import Tensor, nn
 from m3oe_fast import _extension, backends, checkpoint, folded, reference
 from m3oe_fast.config import M3oEConfig
 from m3oe_fast.errors import CheckpointError, ConfigError
+from m3oe_fast.packed import PackedCache, PackedWeights
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
     from m3oe_fast.data import Encoder
+    from m3oe_fast.ops import Lookup
 
 SCORED_AT_ONCE = 65_536
 """Rows of a frame that `score` embeds at once: 30 MB at the published sizes."""
@@ -40,24 +43,33 @@ class M3oE(nn.Module):
     Args:
         config: sizes and switches.
         backend: "auto", "cpu" (compiled), "reference" (eager PyTorch, the oracle).
-        precision: "fp32"; it wins over autocast.
+        precision: of the products' operands on backend cpu: "fp32", "bf16x3" (each split into two bf16: fp32-class) or
+            "bf16"; sums, LayerNorm, softmax, loss and weights are fp32 in all. It wins over autocast. Where the processor
+            has no fast instructions for it, it computes in fp32 and says so once (`compute_precision`).
+        sparse_grad: the gradient of `embedding` is a coalesced sparse tensor of the rows in the batch, for tables of
+            millions of rows; use an optimizer of `m3oe_fast.optim` for it. Not under torch.compile.
 
     Raises:
         ConfigError: unknown backend or precision.
         BackendError: the requested backend cannot run here; every reason is listed.
     """
 
-    def __init__(self, config: M3oEConfig, backend: str = "auto", precision: str = "fp32") -> None:
+    def __init__(
+        self, config: M3oEConfig, backend: str = "auto", precision: str = "fp32", sparse_grad: bool = False
+    ) -> None:
         super().__init__()
         self.config = config
         self.backend = backend
         self.precision = precision
+        self.sparse_grad = sparse_grad
+        self._packed = PackedCache()
         self.encoder: Encoder | None = None
         self._make_parameters(config)
         self.reset_parameters()
         first_id = torch.tensor([0, *config.vocab_sizes[:-1]]).cumsum(0) if config.vocab_sizes else torch.empty(0)
         self.register_buffer("_first_row", first_id.to(torch.int64), persistent=False)
         self.register_buffer("_vocab", torch.tensor(config.vocab_sizes, dtype=torch.int64), persistent=False)
+        self.register_load_state_dict_post_hook(lambda model, _: model.drop_packed_weights())
         self._served: tuple[tuple[str, torch.device, torch.dtype], str] | None = None
         self._choose_backend()
 
@@ -66,6 +78,7 @@ class M3oE(nn.Module):
         request = (self.backend, self.embedding.device, self.embedding.dtype)
         if self._served is None or self._served[0] != request:
             self._served = (request, backends.choose(*request, self.precision))
+            backends.warn_if_fp32(self._served[1], self.precision)
         return self._served[1]
 
     def _make_parameters(self, c: M3oEConfig) -> None:
@@ -144,6 +157,11 @@ class M3oE(nn.Module):
             return None
         return "scalar" if self.embedding.dtype == torch.float64 else _extension.load().cpu_isa()
 
+    @property
+    def compute_precision(self) -> str:
+        """What the products really compute in: `precision`, or "fp32" where the processor has nothing faster for it."""
+        return backends.compute_precision(self.backend_name, self.precision)
+
     def fusion_parameters(self) -> list[nn.Parameter]:
         """The fusion logits: what the outer level of the bi-level optimisation trains."""
         return [getattr(self, name) for name in FUSION_NAMES]
@@ -159,10 +177,10 @@ class M3oE(nn.Module):
     # Computation --------------------------------------------------------------------------------------------------
 
     def embed(self, ids: Tensor, dense: Tensor) -> Tensor:
-        """x [B, I]: the embeddings in field order, then the dense columns."""
+        """x [B, I]: the embeddings in field order, then the dense columns. The kernels look up by themselves."""
         if not self.config.vocab_sizes:
             return dense
-        rows = F.embedding(ids + self._first_row, self.embedding).flatten(1)
+        rows = F.embedding(ids + self._first_row, self.embedding, sparse=self.sparse_grad).flatten(1)
         return torch.cat([rows, dense], dim=1)
 
     def forward(self, ids: Tensor, dense: Tensor, domain: Tensor) -> Tensor:
@@ -180,20 +198,81 @@ class M3oE(nn.Module):
             ValueError, TypeError: a wrong shape, dtype or id; names the argument, row and field.
         """
         self._check_inputs(ids, dense, domain)
-        with _precision_of_the_model(ids.device.type):
-            return self._logits(self.embed(ids, dense.to(self.embedding.dtype)), domain)
-
-    def _logits(self, x: Tensor, domain: Tensor) -> Tensor:
-        parameters = dict(self.named_parameters())
         if self.backend_name == "reference":
-            return reference.forward(parameters, self.config, x, domain)
+            return self._reference_logits(ids, dense, domain)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._differentiable_logits(ids, dense, domain)
+        return self._infer(ids, dense, domain, probability=False)
+
+    def _reference_logits(self, ids: Tensor, dense: Tensor, domain: Tensor) -> Tensor:
+        with _precision_of_the_model(ids.device.type):
+            x = self.embed(ids, dense.to(self.embedding.dtype))
+            return reference.forward(dict(self.named_parameters()), self.config, x, domain)
+
+    def _differentiable_logits(self, ids: Tensor, dense: Tensor, domain: Tensor) -> Tensor:
         from m3oe_fast.ops import network  # loads the compiled module, which backend "reference" does without
 
-        return network(x, domain, folded.fold(parameters, self.config), **self._switches)
+        self._packed.drop()
+        with _precision_of_the_model(ids.device.type), _values_as_value_error():
+            weights = folded.fold(dict(self.named_parameters()), self.config)
+            dense = dense.to(self.embedding.dtype)
+            return network(dense, domain, weights, lookup=self._lookup(ids), **self._switches)
+
+    def _infer(self, ids: Tensor, dense: Tensor, domain: Tensor, probability: bool) -> Tensor:
+        """Without gradients and from cached weights. Everything here is paid per call, also for one row."""
+        from m3oe_fast.ops import infer
+
+        weights, packed = self._pack() if self.training else self._packed.get(self._all_parameters(), self._pack)
+        with _values_as_value_error():
+            return infer(
+                dense.to(packed.dtype),
+                domain,
+                weights,
+                packed,
+                lookup=self._lookup(ids),
+                star_linear=self.config.star_activation == "linear",
+                precision=self.precision,
+                probability=probability,
+            )
+
+    def _pack(self) -> PackedWeights:
+        from m3oe_fast.ops import pack
+
+        with torch.no_grad(), _precision_of_the_model(self.embedding.device.type):
+            weights = folded.fold(dict(self.named_parameters()), self.config)
+            star_linear = self.config.star_activation == "linear"
+            packed = pack(weights, self.config.input_dim, star_linear=star_linear, precision=self.precision)
+        return PackedWeights(weights, packed)
+
+    def _all_parameters(self) -> list[Tensor]:
+        """Every parameter; `parameters()` walks the modules, which takes longer than scoring a row."""
+        lists = [p for module in self._modules.values() for p in module._parameters.values()]
+        return [*self._parameters.values(), *lists]
+
+    def _lookup(self, ids: Tensor) -> Lookup | None:
+        from m3oe_fast.ops import Lookup
+
+        vocab = self.config.vocab_sizes
+        return Lookup(ids, self.embedding, vocab, self.sparse_grad) if vocab else None
+
+    def drop_packed_weights(self) -> None:
+        """Forget the weights kept between predictions in `eval()` mode. Needed only after a write through `.data`, or from
+        outside torch, to a model that made predictions before and stayed in that mode; every other change is noticed (see
+        `packed.py`)."""
+        self._packed.drop()
+
+    def train(self, mode: bool = True) -> M3oE:
+        """As torch.nn.Module.train; also forgets the weights kept for predictions."""
+        self._packed.drop()
+        return super().train(mode)
 
     @property
-    def _switches(self) -> dict[str, bool]:
-        return {"star_linear": self.config.star_activation == "linear", "gate_detach": self.config.gate_detach}
+    def _switches(self) -> dict[str, Any]:
+        return {
+            "star_linear": self.config.star_activation == "linear",
+            "gate_detach": self.config.gate_detach,
+            "precision": self.precision,
+        }
 
     def loss(
         self, ids: Tensor, dense: Tensor, domain: Tensor, label: Tensor, row_weight: Tensor | None = None
@@ -217,26 +296,43 @@ class M3oE(nn.Module):
         if label.device.type == "cpu" and not torch.compiler.is_compiling():
             self._check_label(label)
         self._check_inputs(ids, dense, domain)
-        with _precision_of_the_model(ids.device.type):
-            x = self.embed(ids, dense.to(self.embedding.dtype))
-            label = label.to(x.dtype)
-            one_pass = torch.is_grad_enabled() and self.backend_name != "reference"
-            if one_pass and not (row_weight is not None and row_weight.requires_grad):
-                return self._one_pass_loss(x, domain, label, row_weight)
-            logits = self._logits(x, domain)
-            return reference.pair_losses(logits, domain, label, self.config.num_domains, row_weight).sum()
+        one_pass = torch.is_grad_enabled() and self.backend_name != "reference"
+        if one_pass and not (row_weight is not None and row_weight.requires_grad):
+            return self._one_pass_loss(ids, dense, domain, label, row_weight)
+        logits = self.forward(ids, dense, domain)
+        label = label.to(logits.dtype)
+        return reference.pair_losses(logits, domain, label, self.config.num_domains, row_weight).sum()
 
-    def _one_pass_loss(self, x: Tensor, domain: Tensor, label: Tensor, row_weight: Tensor | None) -> Tensor:
+    def _one_pass_loss(
+        self, ids: Tensor, dense: Tensor, domain: Tensor, label: Tensor, row_weight: Tensor | None
+    ) -> Tensor:
         from m3oe_fast.ops import network_loss
 
-        weights = folded.fold(dict(self.named_parameters()), self.config)
-        row_weight = None if row_weight is None else row_weight.to(x.dtype)
-        return network_loss(x, domain, label, weights, row_weight=row_weight, **self._switches)[0]
+        self._packed.drop()
+        dtype = self.embedding.dtype
+        with _precision_of_the_model(ids.device.type), _values_as_value_error():
+            weights = folded.fold(dict(self.named_parameters()), self.config)
+            return network_loss(
+                dense.to(dtype),
+                domain,
+                label.to(dtype),
+                weights,
+                lookup=self._lookup(ids),
+                row_weight=None if row_weight is None else row_weight.to(dtype),
+                **self._switches,
+            )[0]
 
     @torch.no_grad()
     def predict(self, ids: Tensor, dense: Tensor, domain: Tensor) -> Tensor:
-        """Probabilities float32 [B, T], without gradients. Arguments as for `forward`."""
-        return torch.sigmoid(self.forward(ids, dense, domain))
+        """Probabilities float32 [B, T], without gradients. Arguments as for `forward`.
+
+        In `eval()` mode, which `M3oE.load` returns, the folded and packed weights are kept from one call to the next; a
+        batch of one row is then some 20 times faster.
+        """
+        if self.backend_name == "reference" or torch.compiler.is_compiling():
+            return torch.sigmoid(self.forward(ids, dense, domain))
+        self._check_inputs(ids, dense, domain)
+        return self._infer(ids, dense, domain, probability=True)
 
     def score(self, frame: pd.DataFrame) -> np.ndarray:
         """Probabilities [rows, T] of raw log rows, through the vocabularies saved with the model.
@@ -269,8 +365,8 @@ class M3oE(nn.Module):
                 raise TypeError(f"{name} must be int32 or int64, got {tensor.dtype}")
         if not dense.dtype.is_floating_point:
             raise TypeError(f"dense must be floating point, got {dense.dtype}")
-        if ids.device.type != "cpu":
-            return  # reading values would stall the GPU
+        if ids.device.type != "cpu" or self.backend_name != "reference":
+            return  # reading values would stall the GPU; the compiled op checks them itself
         if torch.compiler.is_compiling():
             # A graph cannot branch on values, but it can stop: an id past its field is a row of the next one.
             torch._assert_async(((ids >= 0) & (ids < self._vocab)).all(), "an id is beyond the vocabulary of its field")
@@ -312,15 +408,22 @@ class M3oE(nn.Module):
         checkpoint.write(Path(folder) / checkpoint.FILE_NAME, content)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], backend: str = "auto", precision: str = "fp32") -> M3oE:
-        """Read a model from a run folder (its best checkpoint), a checkpoint folder or a model.pt.
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        backend: str = "auto",
+        precision: str = "fp32",
+        sparse_grad: bool = False,
+    ) -> M3oE:
+        """Read a model from a run folder (its best checkpoint), a checkpoint folder or a model.pt, in `eval()` mode.
 
         Raises:
             CheckpointError: missing, damaged, or not a checkpoint of this package.
         """
         content = checkpoint.read(path)
         try:
-            model = cls(M3oEConfig.from_dict(content["config"]), backend=backend, precision=precision)
+            config = M3oEConfig.from_dict(content["config"])
+            model = cls(config, backend=backend, precision=precision, sparse_grad=sparse_grad)
         except (ConfigError, TypeError) as error:
             raise CheckpointError(f"{path} holds a configuration this version cannot read: {error}") from error
         model.load_weights(content["weights"], source=str(path))
@@ -332,7 +435,7 @@ class M3oE(nn.Module):
                 model.encoder = Encoder.from_dict(content["encoder"])
             except (KeyError, TypeError, ValueError) as error:
                 raise CheckpointError(f"{path} holds vocabularies this version cannot read ({error!r})") from error
-        return model
+        return model.eval()
 
     def load_weights(self, weights: Mapping[str, Tensor], source: str) -> None:
         """Copy a state_dict into this model.
@@ -352,6 +455,23 @@ class M3oE(nn.Module):
                     f"{source}: weight {name!r} is {list(tensor.shape)}, this model needs {list(own[name].shape)}"
                 )
         self.load_state_dict(weights)
+
+
+@contextlib.contextmanager
+def _range_errors() -> Iterator[None]:
+    """The op's complaint about an id or domain out of range, as the ValueError that `forward` promises."""
+    try:
+        yield
+    except RuntimeError as error:
+        complaint = re.search(r"(ids|domain)\[.* has \d+ \w+", str(error))  # behind the place in the C++ source
+        if complaint is None:
+            raise
+        raise ValueError(complaint[0]) from None
+
+
+def _values_as_value_error() -> contextlib.AbstractContextManager:
+    # A traced graph raises at run time, where no Python of ours is left.
+    return contextlib.nullcontext() if torch.compiler.is_compiling() else _range_errors()
 
 
 def _precision_of_the_model(device: str) -> contextlib.AbstractContextManager:

@@ -305,6 +305,16 @@ def test_a_wrong_expert_shape_is_named(part, shape):
         network(x, domain, weights._replace(experts=(layer,)))
 
 
+def forward_arguments(x, domain, weights, mask=None, lookup=None, packed=None, precision="fp32"):
+    """Of the raw op; lookup is (ids, embedding, vocab)."""
+    return (x, *(lookup or (None, None, ())), domain, weights, mask, packed, False, precision, False)
+
+
+def backward_arguments(grad, x, domain, weights, mask=None, lookup=None, input_grad=True, embedding_grad="none"):
+    inputs = (grad, x, *(lookup or (None, None, ())), domain, weights, mask)
+    return (*inputs, False, True, "fp32", input_grad, embedding_grad)
+
+
 def test_leftover_weights_without_a_representation_are_refused():
     """Nobody would write their gradients."""
     case = Case(rows=5, inputs=32, representation=False)
@@ -314,7 +324,7 @@ def test_leftover_weights_without_a_representation_are_refused():
         network(x, domain, weights._replace(skip_weight=torch.zeros(32, 32)))
     flat = [w.detach() for w in weights._replace(skip_bias=torch.zeros(32)).flat()]
     with pytest.raises(RuntimeError, match="must be empty"):
-        torch.ops.m3oe_fast.network_fwd(x.detach(), domain, flat, None, False)
+        torch.ops.m3oe_fast.network_fwd(*forward_arguments(x.detach(), domain, flat))
 
 
 def test_the_raw_op_refuses_what_would_read_out_of_bounds():
@@ -323,13 +333,37 @@ def test_the_raw_op_refuses_what_would_read_out_of_bounds():
     x, domain, grad, _ = make_inputs(case, torch.float32)
     x = x.detach()
     op = torch.ops.m3oe_fast.network_fwd
+    table = torch.zeros(5, 4)
+    ids = torch.zeros(5, 2, dtype=torch.int32)
     for bad in (flat[:-1], [*flat[:4], flat[4][1:], *flat[5:]], [flat[0].double(), *flat[1:]]):
         with pytest.raises(RuntimeError):
-            op(x, domain, bad, None, False)
+            op(*forward_arguments(x, domain, bad))
     with pytest.raises(RuntimeError):
-        op(x, domain[:-1], flat, None, False)
+        op(*forward_arguments(x, domain[:-1], flat))
     with pytest.raises(RuntimeError):
-        torch.ops.m3oe_fast.network_bwd(grad[1:], x, domain, flat, None, False, True, True)
+        torch.ops.m3oe_fast.network_bwd(*backward_arguments(grad[1:], x, domain, flat))
+    columns = x[:, 8:].contiguous()
+    op(*forward_arguments(columns, domain, flat, lookup=(ids, table, (3, 2))))
+    for bad in (
+        (ids[1:], table, (3, 2)),
+        (ids, table, (3, 3)),
+        (ids, table, (6, -1)),
+        (ids, table, (5,)),
+        (ids, table.double(), (3, 2)),
+        (ids, table[:, :3], (3, 2)),
+        (ids.float(), table, (3, 2)),
+        (ids, None, (3, 2)),
+    ):
+        with pytest.raises(RuntimeError):
+            op(*forward_arguments(columns, domain, flat, lookup=bad))
+    for precision in ("fp64", "tf32", ""):
+        with pytest.raises(RuntimeError, match="precision"):
+            op(*forward_arguments(x, domain, flat, precision=precision))
+    packed = torch.ops.m3oe_fast.network_pack(flat, None, case.inputs, False, "fp32")
+    op(*forward_arguments(x, domain, flat, packed=packed))
+    for bad in (packed[:-1], packed.double(), packed.repeat(2)[::2]):
+        with pytest.raises(RuntimeError, match="packed"):
+            op(*forward_arguments(x, domain, flat, packed=bad))
 
 
 @pytest.mark.parametrize("case", [Case(rows=20), Case(rows=0), Case(rows=9, masked=True)], ids=str)
@@ -337,10 +371,16 @@ def test_opcheck(case):
     weights = [w.detach() for w in make_weights(case, torch.float32).flat()]
     x, domain, grad, mask = make_inputs(case, torch.float32)
     x = x.detach()
-    torch.library.opcheck(torch.ops.m3oe_fast.network_fwd.default, (x, domain, weights, mask, False))
-    for input_grad in (True, False):
-        args = (grad, x, domain, weights, mask, False, True, input_grad)
-        torch.library.opcheck(torch.ops.m3oe_fast.network_bwd.default, args)
+    lookup = (torch.zeros(case.rows, 2, dtype=torch.int32), torch.ones(5, 4), (3, 2))
+    packed = torch.ops.m3oe_fast.network_pack(weights, mask, case.inputs, False, "fp32")
+    for columns, fields, ready in ((x, None, None), (x[:, 8:], lookup, packed)):
+        arguments = forward_arguments(columns, domain, weights, mask, lookup=fields, packed=ready)
+        torch.library.opcheck(torch.ops.m3oe_fast.network_fwd.default, arguments)
+        for input_grad, embedding_grad in ((True, "none"), (False, "dense"), (True, "sparse")):
+            arguments = backward_arguments(grad, columns, domain, weights, mask, fields, input_grad, embedding_grad)
+            torch.library.opcheck(torch.ops.m3oe_fast.network_bwd.default, arguments)
+    arguments = (weights, mask, case.inputs, False, "fp32")
+    torch.library.opcheck(torch.ops.m3oe_fast.network_pack.default, arguments)
 
 
 def test_compiles_without_a_graph_break_and_trains_the_same():
@@ -466,7 +506,9 @@ def test_opcheck_of_the_one_pass_loss(weighted):
     weights = [w.detach() for w in make_weights(case, torch.float32).flat()]
     x, domain, _, _ = make_inputs(case, torch.float32)
     label, pair_weight, row_weight = make_targets(case, torch.float32)
-    for input_grad in (True, False):
-        targets = (label, row_weight if weighted else None, pair_weight.detach())
-        args = (x.detach(), domain, *targets, weights, None, False, True, input_grad)
-        torch.library.opcheck(torch.ops.m3oe_fast.network_loss.default, args)
+    lookup = (torch.zeros(case.rows, 2, dtype=torch.int32), torch.ones(5, 4), (3, 2))
+    targets = (label, row_weight if weighted else None, pair_weight.detach())
+    for columns, fields, grads in ((x, None, (True, "none")), (x[:, 8:], lookup, (False, "dense"))):
+        inputs = (columns.detach(), *(fields or (None, None, ())), domain)
+        arguments = (*inputs, *targets, weights, None, False, True, "fp32", *grads)
+        torch.library.opcheck(torch.ops.m3oe_fast.network_loss.default, arguments)

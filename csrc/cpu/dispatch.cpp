@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "isa/isa.h"
+#include "tiles.h"
 
 namespace m3oe {
 namespace {
@@ -14,7 +15,7 @@ bool self_test(const Isa& isa) {
   constexpr int64_t kIterations = 16;
   float sum = 0.5f;
   const int64_t flops = isa.fma_burst(kIterations, &sum);
-  const int64_t lanes = isa.network.lanes;
+  const int64_t lanes = isa.fp32.lanes;
   const int64_t chains = flops / (kIterations * lanes * 2);
   double expected = 0;
   for (int64_t chain = 0; chain < chains; ++chain) {
@@ -25,15 +26,26 @@ bool self_test(const Isa& isa) {
   return std::abs(sum - expected) < 1e-4 * expected;
 }
 
-// __builtin_cpu_supports reads cpuid and, through xgetbv, whether the operating system saves the registers.
+#if defined(__x86_64__)
+bool supports_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+
+// vdpbf16ps issues as often as a multiply-add on AMD, at half that rate on Intel: there fp32 is as fast without
+// rounding.
+bool has_fast_dot() { return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_is("amd"); }
+#endif
+
+// The sets this process can run, best first. __builtin_cpu_supports reads cpuid and, through xgetbv, whether the
+// operating system saves the registers; tiles need its permission besides.
 std::vector<const Isa*> runnable() {
   std::vector<const Isa*> sets;
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl")) {
-    sets.push_back(&isa_avx512());
-  }
+  if (supports_avx512() && __builtin_cpu_supports("avx512bf16") && tiles_permitted()) sets.push_back(&isa_amx());
+  if (supports_avx512() && has_fast_dot()) sets.push_back(&isa_avx512_bf16());
+  if (supports_avx512()) sets.push_back(&isa_avx512());
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) sets.push_back(&isa_avx2());
 #endif
   std::erase_if(sets, [](const Isa* isa) { return !self_test(*isa); });
@@ -41,10 +53,22 @@ std::vector<const Isa*> runnable() {
   return sets;
 }
 
+// Sets that run only where M3OE_FAST_CPU_ISA names them: they serve tests, not speed.
+std::vector<const Isa*> on_request() {
+  std::vector<const Isa*> sets;
+#if defined(__x86_64__)
+  if (supports_avx512() && __builtin_cpu_supports("avx512bf16")) sets.push_back(&isa_amx_emulated());
+#endif
+  return sets;
+}
+
 const Isa& choose() {
   const std::vector<const Isa*> sets = runnable();
   const char* forced = std::getenv("M3OE_FAST_CPU_ISA");
   if (forced == nullptr || *forced == '\0') return *sets.front();
+  for (const Isa* isa : on_request()) {
+    if (std::string(isa->name) == forced) return *isa;
+  }
   std::string names;
   for (const Isa* isa : sets) {
     if (std::string(isa->name) == forced) return *isa;
@@ -67,13 +91,21 @@ const Isa& active_isa() {
   return isa;
 }
 
-template <>
-const NetworkKernels<float>& active_kernels<float>() {
-  return active_isa().network;
+bool computes_in(Precision precision) {
+  const Isa& isa = active_isa();
+  if (precision == Precision::kFp32) return true;
+  return (precision == Precision::kBf16 ? isa.bf16 : isa.bf16x3).tile_forward != nullptr;
 }
 
 template <>
-const NetworkKernels<double>& active_kernels<double>() {
+const NetworkKernels<float>& active_kernels<float>(Precision precision) {
+  const Isa& isa = active_isa();
+  if (precision == Precision::kFp32 || !computes_in(precision)) return isa.fp32;
+  return precision == Precision::kBf16 ? isa.bf16 : isa.bf16x3;
+}
+
+template <>
+const NetworkKernels<double>& active_kernels<double>(Precision) {
   return network_kernels_double();
 }
 

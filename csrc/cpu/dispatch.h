@@ -15,8 +15,12 @@ std::vector<std::string> supported_isas();
 // The set in use. Throws std::runtime_error if M3OE_FAST_CPU_ISA names one that does not exist or cannot run here.
 const Isa& active_isa();
 
-// Kernels for the element type: the active set for float, the portable one for double.
+// Kernels for the element type: the active set for float, the portable one for double. A precision that the set has no
+// kernels for computes in fp32.
 template <typename T>
-const NetworkKernels<T>& active_kernels();
+const NetworkKernels<T>& active_kernels(Precision precision);
+
+// Whether the active set has kernels of its own for a precision.
+bool computes_in(Precision precision);
 
 }  // namespace m3oe

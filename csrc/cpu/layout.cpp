@@ -22,8 +22,10 @@ class Carver {
 
 }  // namespace
 
-Layout::Layout(const NetworkShape& shape, int64_t lanes, int64_t element_size, int64_t tile_rows, bool backward)
+Layout::Layout(const NetworkShape& shape, int64_t lanes, const OperandFormat& format, int64_t element_size,
+               int64_t tile_rows, bool backward)
     : size{}, pack{}, grad{}, tile{}, lanes_(lanes), line_(64 / element_size) {
+  size.format = format;
   plan_size(shape);
   plan_pack(backward);
   if (backward) plan_grad();
@@ -76,15 +78,16 @@ void Layout::plan_pack(bool backward) {
   for (int64_t* vector : {&pack.star_gain, &pack.star_offset, &pack.skip_bias, &pack.skip_gain, &pack.skip_offset}) {
     *vector = common.take(rep * s.hidden_pad);
   }
-  pack.skip_weight = common.take(rep * s.inputs * s.hidden_pad);
-  pack.skip_weight_t = common.take(rep * back * s.hidden * s.inputs_pad);
+  pack.skip_weight = common.take(rep * packed(s.inputs, s.hidden_pad));
+  pack.skip_weight_t = common.take(rep * back * packed(s.hidden, s.inputs_pad));
   for (int64_t l = 0; l < s.depth; ++l) {
     const LayerSize& layer = s.layers[l];
     LayerOffsets offsets{};
-    offsets.weight = common.take(s.experts * layer.in * layer.out_pad);
+    offsets.weight = common.take(s.experts * packed(layer.in, layer.out_pad));
     // The first layer of all experts is one matrix; deeper ones are one matrix per expert.
-    const int64_t transposed = l == 0 ? layer.out_pad * s.hidden_pad : layer.out * s.layers[l - 1].out_pad;
-    offsets.weight_t = common.take(back * s.experts * transposed);
+    const int64_t transposed = l == 0 ? packed(s.experts * layer.out_pad, s.hidden_pad)
+                                      : s.experts * packed(layer.out, s.layers[l - 1].out_pad);
+    offsets.weight_t = common.take(back * transposed);
     offsets.bias = common.take(s.experts * layer.out_pad);
     offsets.gain = common.take(s.experts * layer.out_pad);
     offsets.offset = common.take(s.experts * layer.out_pad);
@@ -94,16 +97,16 @@ void Layout::plan_pack(bool backward) {
   pack.common_size = common.used();
 
   Carver own;
-  pack.star_weight = own.take(rep * s.inputs * s.hidden_pad);
-  pack.star_weight_t = own.take(rep * back * s.hidden * s.inputs_pad);
+  pack.star_weight = own.take(rep * packed(s.inputs, s.hidden_pad));
+  pack.star_weight_t = own.take(rep * back * packed(s.hidden, s.inputs_pad));
   pack.star_bias = own.take(rep * s.hidden_pad);
-  pack.gate_weight = own.take(s.hidden * s.gates_pad);
-  pack.gate_weight_t = own.take(back * s.tasks * s.gated * s.hidden_pad);
+  pack.gate_weight = own.take(packed(s.hidden, s.gates_pad));
+  pack.gate_weight_t = own.take(back * packed(s.tasks * s.gated, s.hidden_pad));
   pack.gate_bias = own.take(s.gates_pad);
   pack.gate_mask = own.take(s.tasks * s.gated);
   pack.table = own.take(s.tasks * s.experts);
-  pack.tower_weight = own.take(s.tasks * s.width * s.tower_pad);
-  pack.tower_weight_t = own.take(back * s.tasks * s.tower * s.width_pad);
+  pack.tower_weight = own.take(s.tasks * packed(s.width, s.tower_pad));
+  pack.tower_weight_t = own.take(back * s.tasks * packed(s.tower, s.width_pad));
   pack.tower_vectors = own.take(s.tasks * 4 * s.tower_pad);
   pack.head_bias = own.take(s.tasks);
   pack.domain_size = own.used();
@@ -141,12 +144,12 @@ void Layout::plan_grad() {
   grad.domain_size = own.used();
 }
 
-void Layout::plan_tile(int64_t rows, bool backward) {
+void Layout::plan_tile(int64_t tile_rows, bool backward) {
   const NetworkSize& s = size;
+  const int64_t rows = round_up(tile_rows, s.format.row_align);
   Carver c;
   const int64_t hidden = s.representation ? rows * s.ld_hidden : 0;
   const int64_t kept = backward ? rows : 0;
-  tile.rows = rows;
   tile.x = c.take(rows * s.ld_input);
   tile.star_hat = c.take(hidden);
   tile.star_rstd = c.take(kept);
@@ -184,6 +187,13 @@ void Layout::plan_tile(int64_t rows, bool backward) {
   tile.d_star = c.take(backward ? hidden : 0);
   tile.d_skip = c.take(backward ? hidden : 0);
   tile.d_x = s.representation ? c.take(kept * s.ld_input) : tile.d_r;
+  // An operand is the rows or the row pairs of one buffer, rounded up to whole blocks of 32 rows and 32 columns; the
+  // left one of a sum over rows also transposed.
+  const int64_t widest_buffer = std::max({widest, s.ld_input, s.ld_hidden, s.ld_gate, s.ld_width, s.ld_tower}) + 32;
+  const bool converts = s.format.operand != Operand::kElement;
+  for (int64_t& operand : tile.operand) {
+    operand = c.take(converts ? 2 * planes(s.format.operand) * round_up(rows, 32) / 2 * widest_buffer : 0);
+  }
   tile.size = c.used();
 }
 

@@ -19,7 +19,8 @@ class Layout {
  public:
   // `element_size` in bytes: row strides are odd multiples of a cache line, so that a column of a tile does not fall
   // into a few cache sets.
-  Layout(const NetworkShape& shape, int64_t lanes, int64_t element_size, int64_t tile_rows, bool backward);
+  Layout(const NetworkShape& shape, int64_t lanes, const OperandFormat& format, int64_t element_size, int64_t tile_rows,
+         bool backward);
   Layout(const Layout&) = delete;
   Layout& operator=(const Layout&) = delete;
 
@@ -35,9 +36,10 @@ class Layout {
   void plan_size(const NetworkShape& shape);
   void plan_pack(bool backward);
   void plan_grad();
-  void plan_tile(int64_t rows, bool backward);
+  void plan_tile(int64_t tile_rows, bool backward);
   int64_t padded(int64_t n) const { return (n + lanes_ - 1) / lanes_ * lanes_; }
   int64_t stride(int64_t n) const;
+  int64_t packed(int64_t k, int64_t n_pad) const { return packed_rows(size.format, k) * n_pad; }
 
   int64_t lanes_;
   int64_t line_;  // elements of a cache line

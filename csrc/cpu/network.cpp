@@ -1,10 +1,11 @@
-// The network op on the CPU: checks, routing, threads. x [B, I] -> logits [B, T] and its gradients.
+// The network op on the CPU: routing, threads, results. Inputs [B, C] and ids [B, F] -> logits [B, T], loss, gradients.
 //
-// Decomposition: rows are sorted by domain and cut into tiles; a tile runs the whole network on one thread. The forward
-// pass hands tiles out as threads become free (a row's result does not depend on its tile). The backward pass gives
-// every worker a fixed range of tiles and private gradients, then sums them in worker order: the same bits for the same
-// batch and number of threads. It recomputes the forward pass of its tile, so nothing but x is kept in between. The
-// loss op runs both at once: a tile's loss and its gradient follow from its logits, and nothing is recomputed.
+// Decomposition: rows are sorted by domain and cut into tiles; a tile runs the whole network on one thread, embedding
+// lookup included. The forward pass hands tiles out as threads become free (a row's result does not depend on its
+// tile). The backward pass gives every worker a fixed range of tiles and private gradients, then sums them in worker
+// order: the same bits for the same batch and number of threads. It recomputes the forward pass of its tile, so nothing
+// but the inputs is kept in between. The loss op runs both at once: a tile's loss and its gradient follow from its
+// logits, and nothing is recomputed.
 #include "network.h"
 
 #include <torch/csrc/stable/library.h>
@@ -14,10 +15,13 @@
 
 #include <algorithm>
 #include <atomic>
+#include <limits>
 #include <optional>
 #include <vector>
 
+#include "call.h"
 #include "dispatch.h"
+#include "embedding.h"
 #include "gradients.h"
 #include "layout.h"
 #include "loss.h"
@@ -30,96 +34,6 @@ namespace m3oe {
 namespace {
 
 using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-// Everything about one call that does not depend on the element type.
-struct Call {
-  Tensor x, domain;
-  std::vector<Tensor> weights;
-  std::optional<Tensor> mask;
-  NetworkShape shape;
-  int64_t rows;
-};
-
-void check_shape(const Tensor& tensor, const std::vector<int64_t>& shape, const char* name) {
-  bool equal = tensor.dim() == static_cast<int64_t>(shape.size());
-  for (int64_t i = 0; equal && i < tensor.dim(); ++i) equal = tensor.size(i) == shape[i];
-  STD_TORCH_CHECK(equal, "network: weight ", name, " has the wrong shape");
-}
-
-// Reads the sizes off the tensors and checks every shape: the kernels trust them.
-NetworkShape read_shape(const Tensor& x, const std::vector<Tensor>& w, bool masked, bool star_linear,
-                        bool gate_detach) {
-  const auto count = static_cast<int64_t>(w.size());
-  STD_TORCH_CHECK(count > kFixedWeights && (count - kFixedWeights) % kLayerWeights == 0,
-                  "network: expected 17 weights and 4 per expert layer, got ", count);
-  STD_TORCH_CHECK(w[8].dim() == 4 && w[10].dim() == 3 && w[11].dim() == 4 && w[17].dim() == 3,
-                  "network: gate_weight, table, tower_weight and expert weights have 4, 3, 4 and 3 dimensions");
-  NetworkShape s{};
-  s.inputs = x.size(1);
-  s.domains = w[10].size(0);
-  s.tasks = w[10].size(1);
-  s.experts = w[10].size(2);
-  s.gated = w[8].size(3);
-  s.tower = w[11].size(3);
-  s.representation = w[0].numel() > 0;
-  s.star_linear = star_linear;
-  s.gate_detach = gate_detach;
-  s.masked = masked;
-  s.widths.push_back(w[17].size(1));
-  STD_TORCH_CHECK(s.gated <= s.experts, "network: gates over ", s.gated, " of ", s.experts, " experts");
-  STD_TORCH_CHECK(s.domains > 0 && s.tasks > 0 && s.experts > 0 && s.tower > 0 && s.inputs > 0,
-                  "network: domains, tasks, experts and widths must be positive");
-  for (int64_t i = kFixedWeights; i < count; i += kLayerWeights) {
-    STD_TORCH_CHECK(w[i].dim() == 3, "network: expert weights are [E, in, out]");
-    const int64_t in = s.widths.back();
-    const int64_t out = w[i].size(2);
-    STD_TORCH_CHECK(in > 0 && out > 0, "network: expert widths must be positive");
-    check_shape(w[i], {s.experts, in, out}, "expert_weight");
-    for (int64_t j = 1; j < kLayerWeights; ++j) check_shape(w[i + j], {s.experts, out}, "expert bias, gain or offset");
-    s.widths.push_back(out);
-  }
-  const int64_t d = s.domains, t = s.tasks, h = s.widths.front(), y = s.tower;
-  if (s.representation) {
-    check_shape(w[0], {d, s.inputs, h}, "star_weight");
-    check_shape(w[1], {d, h}, "star_bias");
-    check_shape(w[4], {s.inputs, h}, "skip_weight");
-    for (int64_t i : {2, 3, 5, 6, 7}) check_shape(w[i], {h}, "star or skip vector");
-  } else {
-    for (int64_t i = 0; i < 8; ++i) {
-      STD_TORCH_CHECK(w[i].numel() == 0, "network: without star_weight all star and skip weights must be empty");
-    }
-    STD_TORCH_CHECK(s.inputs == h, "network: without a representation layer x must be [B, H]");
-  }
-  check_shape(w[8], {d, t, h, s.gated}, "gate_weight");
-  check_shape(w[9], {d, t, s.gated}, "gate_bias");
-  check_shape(w[11], {d, t, s.widths.back(), y}, "tower_weight");
-  for (int64_t i : {12, 13, 14, 15}) check_shape(w[i], {d, t, y}, "tower vector");
-  check_shape(w[16], {d, t}, "head_bias");
-  return s;
-}
-
-Call make_call(const Tensor& x, const Tensor& domain, const std::vector<Tensor>& weights,
-               const std::optional<Tensor>& mask, bool star_linear, bool gate_detach) {
-  STD_TORCH_CHECK(x.dim() == 2 && domain.dim() == 1 && domain.size(0) == x.size(0),
-                  "network: x is [B, I] and domain [B]");
-  const ScalarType type = x.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double, "network: x must be float32 or float64");
-  STD_TORCH_CHECK(domain.scalar_type() == ScalarType::Int || domain.scalar_type() == ScalarType::Long,
-                  "network: domain must be int32 or int64");
-  Call call{torch::stable::contiguous(x), torch::stable::contiguous(domain), {}, std::nullopt, {}, x.size(0)};
-  for (const Tensor& weight : weights) {
-    STD_TORCH_CHECK(weight.scalar_type() == type, "network: all weights must have the dtype of x");
-    call.weights.push_back(torch::stable::contiguous(weight));
-  }
-  call.shape = read_shape(x, weights, mask.has_value(), star_linear, gate_detach);
-  if (mask.has_value()) {
-    STD_TORCH_CHECK(mask->scalar_type() == ScalarType::Bool, "network: gate_mask must be bool");
-    check_shape(*mask, {call.shape.domains, call.shape.tasks, call.shape.gated}, "gate_mask");
-    call.mask = torch::stable::contiguous(*mask);
-  }
-  return call;
-}
 
 Route make_route(const Call& call, int64_t tile_rows) {
   const bool narrow = call.domain.scalar_type() == ScalarType::Int;
@@ -136,6 +50,7 @@ Route make_route(const Call& call, int64_t tile_rows) {
 // Runs body(worker) for every worker of [0, workers), each on its own thread where there are threads.
 template <typename Body>
 void for_workers(int64_t workers, const Body& body) {
+  if (workers == 1) return body(0);  // a batch of a few rows must not pay for a parallel region
   torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
     for (int64_t w = begin; w < end; ++w) body(w);
   });
@@ -156,57 +71,64 @@ int64_t count_workers(int64_t rows) {
   return std::clamp<int64_t>(rows / kRowsWorthAThread, 1, threads);
 }
 
-// The state that forward and backward share: routing, layouts, packed weights, tiles.
+// Packs the shared weights and those of the given domains (ascending, repeats allowed).
+template <typename T, typename Domains>
+void pack(const Call& call, const Layout& layout, int64_t panel, bool backward, int64_t workers, const Domains& domains,
+          T* packed) {
+  const int64_t shared = pack_jobs_shared(layout.size);
+  std::vector<int64_t> jobs;
+  for (int64_t job = 0; job < shared; ++job) jobs.push_back(job);
+  for (const int64_t d : domains) {
+    if (jobs.back() != shared + d) jobs.push_back(shared + d);
+  }
+  const WeightPointers<const T*> weights = weight_pointers<T>(call);
+  for_jobs(static_cast<int64_t>(jobs.size()), workers,
+           [&](int64_t i) { pack_weights(jobs[i], weights, call.mask_data(), layout, panel, backward, packed); });
+}
+
+// What forward and backward share: routing, layouts, packed weights, tiles, lookup. `extra` elements of scratch memory
+// lie behind the tiles.
 template <typename T>
 struct Run {
   const Call& call;
   const NetworkKernels<T>& kernels;
   int64_t workers;
   Route route;
-  std::vector<int64_t> cuts;  // backward: worker w has the tiles [cuts[w], cuts[w + 1])
   Layout layout;
-  int64_t grad_levels;
-  T* packed = nullptr;
+  const T* packed = nullptr;
   T* tiles = nullptr;
-  T* grads = nullptr;
+  T* extra = nullptr;
+  mutable std::atomic<int64_t> bad_id{std::numeric_limits<int64_t>::max()};
 
   Run(const Call& c, bool backward)
       : call(c),
-        kernels(active_kernels<T>()),
+        kernels(active_kernels<T>(c.precision)),
         workers(count_workers(c.rows)),
-        route(make_route(c, choose_tile_rows(c.rows, workers, kMostTileRows))),
-        cuts(worker_ranges(route.tiles, c.rows, workers)),
-        layout(c.shape, kernels.lanes, sizeof(T), tallest(), backward),
-        grad_levels(PrivateGrads<T>::levels_for(most_tiles())) {
-    const int64_t private_grads = backward ? workers * grad_levels * layout.grad_elements() : 0;
-    const int64_t elements = layout.pack_elements() + workers * layout.tile.size + private_grads;
-    packed = static_cast<T*>(workspace(elements * static_cast<int64_t>(sizeof(T))));
-    tiles = packed + layout.pack_elements();
-    grads = tiles + workers * layout.tile.size;
-    std::vector<const T*> pointers;
-    for (const Tensor& weight : call.weights) pointers.push_back(weight.const_data_ptr<T>());
-    const WeightPointers<const T*> named = name_weights(pointers);
-    const bool* mask = call.mask.has_value() ? call.mask->const_data_ptr<bool>() : nullptr;
-    std::vector<int64_t> jobs;
-    for (int64_t job = 0; job < pack_jobs_shared(layout.size); ++job) jobs.push_back(job);
-    for (const RowTile& tile : route.tiles) {  // only domains with rows; tiles are sorted by domain
-      const int64_t job = pack_jobs_shared(layout.size) + tile.domain;
-      if (jobs.back() != job) jobs.push_back(job);
+        route(make_route(c, choose_tile_rows(c.rows, workers, kernels.format.tile_rows))),
+        layout(c.shape, kernels.lanes, kernels.format, sizeof(T), tallest(), backward),
+        backward_(backward) {}
+
+  // Lays out the scratch memory and packs the weights, unless they come packed.
+  void open(int64_t extra_elements, const Tensor* packed_weights) {
+    const int64_t pack_elements = packed_weights == nullptr ? layout.pack_elements() : 0;
+    const int64_t elements = pack_elements + workers * layout.tile.size + extra_elements;
+    T* memory = static_cast<T*>(workspace(elements * static_cast<int64_t>(sizeof(T))));
+    tiles = memory + pack_elements;
+    extra = tiles + workers * layout.tile.size;
+    if (packed_weights != nullptr) {
+      packed = packed_weights->const_data_ptr<T>();
+      return;
     }
-    for_jobs(static_cast<int64_t>(jobs.size()), workers,
-             [&](int64_t i) { pack_weights(jobs[i], named, mask, layout, kernels.panel, backward, packed); });
+    packed = memory;
+    std::vector<int64_t> domains;  // only those with rows; tiles are sorted by domain
+    for (const RowTile& tile : route.tiles) domains.push_back(tile.domain);
+    pack(call, layout, kernels.panel, backward_, workers, domains, memory);
   }
 
   int64_t tallest() const {
     int64_t rows = 1;
     for (const RowTile& tile : route.tiles) rows = std::max(rows, tile.rows);
     return rows;
-  }
-
-  int64_t most_tiles() const {
-    int64_t most = 0;
-    for (int64_t w = 0; w < workers; ++w) most = std::max(most, cuts[w + 1] - cuts[w]);
-    return most;
   }
 
   T* tile_of(int64_t worker) const { return tiles + worker * layout.tile.size; }
@@ -225,123 +147,238 @@ struct Run {
   }
 
   void tile_forward(const RowTile& tile, T* memory, bool keep) const {
-    gather(call.x.const_data_ptr<T>(), layout.size.inputs, tile, memory + layout.tile.x, layout.size.ld_input);
+    T* x = memory + layout.tile.x;
+    if (call.fields.has_value()) {
+      gather_embeddings(*call.fields, call.embedding->const_data_ptr<T>(), call.embedding->size(1),
+                        route.order.data() + tile.first, tile.rows, x, layout.size.ld_input, bad_id);
+    }
+    gather(call.x.const_data_ptr<T>(), call.columns, tile, x + call.embedded, layout.size.ld_input);
     kernels.tile_forward(layout.size, layout.pack, packed, layout.tile, memory, tile.domain, tile.rows, keep);
   }
 
-  static constexpr int64_t kMostTileRows = 96;
+  // After the parallel regions, where nothing may throw.
+  void check_ids() const {
+    const int64_t place = bad_id;
+    if (place == std::numeric_limits<int64_t>::max()) return;
+    const int64_t row = place / call.fields->fields(), field = place % call.fields->fields();
+    STD_TORCH_CHECK(false, "ids[", row, ", ", field, "] is ", call.fields->id(row, field), ", field ", field, " has ",
+                    call.fields->size(field), " rows");
+  }
+
+ private:
+  bool backward_;
 };
 
 template <typename T>
-void forward(const Call& call, Tensor& logits) {
-  const Run<T> run(call, false);
-  T* out = logits.mutable_data_ptr<T>();
+void forward(const Call& call, const Tensor* packed, bool probability, Tensor& result) {
+  Run<T> run(call, false);
+  if (packed != nullptr) {
+    STD_TORCH_CHECK(packed->numel() == run.layout.pack_elements() && packed->is_contiguous(),
+                    "network: the packed weights are of another network or precision");
+  }
+  run.open(0, packed);
+  T* out = result.mutable_data_ptr<T>();
   std::atomic<int64_t> next{0};
   const auto tiles = static_cast<int64_t>(run.route.tiles.size());
-  for_workers(run.workers, [&](int64_t worker) {
+  for_workers(std::min(run.workers, std::max<int64_t>(tiles, 1)), [&](int64_t worker) {
     T* memory = run.tile_of(worker);
     for (int64_t i = next++; i < tiles; i = next++) {
       const RowTile& tile = run.route.tiles[i];
       run.tile_forward(tile, memory, false);
-      run.scatter(memory + run.layout.tile.logit, call.shape.tasks, call.shape.tasks, tile, out);
+      T* logit = memory + run.layout.tile.logit;
+      if (probability) run.kernels.sigmoid(logit, tile.rows * call.shape.tasks);
+      run.scatter(logit, call.shape.tasks, call.shape.tasks, tile, out);
     }
   });
+  run.check_ids();
 }
 
-// Where the gradients go: d_x is empty unless it is asked for.
+// Which gradients a backward pass computes besides those of the weights.
+enum class TableGrad : int { kNone, kDense, kSparse };
+
+TableGrad read_table_grad(const std::string& name) {
+  if (name == "none") return TableGrad::kNone;
+  if (name == "dense") return TableGrad::kDense;
+  STD_TORCH_CHECK(name == "sparse", "network: embedding_grad must be none, dense or sparse, got ", name);
+  return TableGrad::kSparse;
+}
+
+struct Wanted {
+  bool x;
+  TableGrad table;
+};
+
+// Where the gradients go: empty tensors for what is not wanted.
 struct Gradients {
-  Tensor d_x;
+  Tensor d_x, d_embedding, embedding_rows;
   std::vector<Tensor> d_weights;
 
-  Gradients(const Call& call, bool input_grad)
-      : d_x(torch::stable::new_empty(call.x, {input_grad ? call.rows : 0, call.shape.inputs})) {
+  Gradients(const Call& call, const Wanted& wanted)
+      : d_x(torch::stable::new_empty(call.x, {wanted.x ? call.rows : 0, call.columns})),
+        d_embedding(torch::stable::new_empty(call.x, {0, 0})),
+        embedding_rows(torch::stable::new_empty(call.x, {0}, ScalarType::Long)) {
     for (const Tensor& weight : call.weights) d_weights.push_back(torch::stable::empty_like(weight));
+  }
+
+  std::vector<Tensor> list() const {
+    std::vector<Tensor> all{d_x, d_embedding, embedding_rows};
+    all.insert(all.end(), d_weights.begin(), d_weights.end());
+    return all;
   }
 };
 
-// Forward and backward of every tile. `output_grad(i, logit, d_logit)` gives the gradient of tile i's logits.
-template <typename T, typename OutputGrad>
-void backward(const Run<T>& run, Gradients& to, bool input_grad, const OutputGrad& output_grad) {
+template <typename T>
+void write_embedding_grad(const EmbeddingGrad<T>& from, const Call& call, int64_t workers, bool sparse, Gradients& to) {
+  to.d_embedding = torch::stable::new_empty(call.x, {from.result_rows(), call.embedding->size(1)});
+  T* values = to.d_embedding.template mutable_data_ptr<T>();
+  if (sparse) {
+    to.embedding_rows = torch::stable::new_empty(call.x, {from.result_rows()}, ScalarType::Long);
+    from.write_rows(to.embedding_rows.template mutable_data_ptr<int64_t>());
+  }
+  for_jobs(from.jobs(), workers, [&](int64_t job) { from.write_small(job, values); });
+  if (from.has_large()) for_jobs(from.jobs(), workers, [&](int64_t job) { from.add_large(job, values); });
+}
+
+// Forward and backward of every tile. `make_output_grad(run)` gives a function (i, logit, d_logit) that writes the
+// gradient of tile i's logits.
+template <typename T, typename MakeOutputGrad>
+void backward(const Call& call, const Wanted& wanted, Gradients& to, const MakeOutputGrad& make_output_grad) {
+  Run<T> run(call, true);
   const Layout& layout = run.layout;
-  T* d_input = input_grad ? to.d_x.template mutable_data_ptr<T>() : nullptr;
-  PrivateGrads<T> grads(run.grads, layout, run.workers, run.grad_levels);
+  const std::vector<int64_t> cuts =
+      worker_ranges(run.route.tiles, call.rows, run.workers);  // worker w: [cuts[w], cuts[w + 1])
+  int64_t most_tiles = 0;
+  for (int64_t w = 0; w < run.workers; ++w) most_tiles = std::max(most_tiles, cuts[w + 1] - cuts[w]);
+  const int64_t levels = PrivateGrads<T>::levels_for(most_tiles);
+  std::optional<EmbeddingGrad<T>> table;
+  if (wanted.table != TableGrad::kNone && call.fields.has_value()) {
+    table.emplace(*call.fields, call.embedding->size(1), run.workers, wanted.table == TableGrad::kSparse);
+  }
+  const int64_t private_grads = run.workers * levels * layout.grad_elements();
+  run.open(private_grads + (table.has_value() ? table->scratch_elements() : 0), nullptr);
+  if (table.has_value()) table->use_scratch(run.extra + private_grads);
+  PrivateGrads<T> grads(run.extra, layout, run.workers, levels);
+
+  T* d_x = wanted.x ? to.d_x.template mutable_data_ptr<T>() : nullptr;
+  const bool input_grad = wanted.x || table.has_value();
+  const auto output_grad = make_output_grad(run);
   for_workers(run.workers, [&](int64_t worker) {
     T* memory = run.tile_of(worker);
-    for (int64_t i = run.cuts[worker]; i < run.cuts[worker + 1]; ++i) {
+    for (int64_t i = cuts[worker]; i < cuts[worker + 1]; ++i) {
       const RowTile& tile = run.route.tiles[i];
-      T* own = grads.open(worker, i - run.cuts[worker], tile.domain);
+      T* own = grads.open(worker, i - cuts[worker], tile.domain);
       run.tile_forward(tile, memory, true);
       output_grad(i, memory + layout.tile.logit, memory + layout.tile.d_logit);
       run.kernels.tile_backward(layout.size, layout.pack, run.packed, layout.grad, own, layout.tile, memory,
                                 tile.domain, tile.rows, input_grad);
-      if (input_grad) {
-        run.scatter(memory + layout.tile.d_x, layout.size.ld_input, layout.size.inputs, tile, d_input);
+      const T* d_input = memory + layout.tile.d_x;
+      if (wanted.x) run.scatter(d_input + call.embedded, layout.size.ld_input, call.columns, tile, d_x);
+      if (table.has_value()) {
+        table->add_tile(worker, run.route.order.data() + tile.first, tile.rows, d_input, layout.size.ld_input);
       }
     }
   });
+  run.check_ids();
   std::vector<T*> pointers;
   for (Tensor& d_weight : to.d_weights) pointers.push_back(d_weight.mutable_data_ptr<T>());
   const std::vector<GradPiece<T>> pieces = grad_pieces(layout, name_weights(pointers));
   for_jobs(static_cast<int64_t>(pieces.size()), run.workers, [&](int64_t i) { sum_piece(pieces[i], grads); });
+  if (table.has_value()) write_embedding_grad(*table, call, run.workers, wanted.table == TableGrad::kSparse, to);
 }
 
 template <typename T>
-void backward_from_logits(const Call& call, const Tensor& grad, Gradients& to, bool input_grad) {
-  const Run<T> run(call, true);
+void backward_from_logits(const Call& call, const Tensor& grad, const Wanted& wanted, Gradients& to) {
   const T* d_logits = grad.const_data_ptr<T>();
-  backward<T>(run, to, input_grad, [&](int64_t i, const T*, T* d_logit) {
-    run.gather(d_logits, call.shape.tasks, run.route.tiles[i], d_logit, call.shape.tasks);
+  backward<T>(call, wanted, to, [&](const Run<T>& run) {
+    return [&](int64_t i, const T*, T* d_logit) {
+      run.gather(d_logits, call.shape.tasks, run.route.tiles[i], d_logit, call.shape.tasks);
+    };
   });
 }
 
 template <typename T>
 void backward_from_labels(const Call& call, const Tensor& label, const Tensor* row_weight, const Tensor& pair_weight,
-                          Tensor& pair_loss, Gradients& to, bool input_grad) {
-  const Run<T> run(call, true);
-  PairLoss<T> loss(label.const_data_ptr<T>(), row_weight == nullptr ? nullptr : row_weight->const_data_ptr<T>(),
-                   pair_weight.const_data_ptr<T>(), run.route, call.shape.domains, call.shape.tasks);
-  backward<T>(run, to, input_grad, [&](int64_t i, const T* logit, T* d_logit) { loss.tile(i, logit, d_logit); });
-  loss.finish(pair_loss.mutable_data_ptr<T>());
+                          const Wanted& wanted, Tensor& pair_loss, Gradients& to) {
+  std::optional<PairLoss<T>> loss;
+  std::optional<Route> route;  // outlives the run
+  backward<T>(call, wanted, to, [&](const Run<T>& run) {
+    route = run.route;
+    loss.emplace(label.const_data_ptr<T>(), row_weight == nullptr ? nullptr : row_weight->const_data_ptr<T>(),
+                 pair_weight.const_data_ptr<T>(), *route, call.shape.domains, call.shape.tasks);
+    return [&](int64_t i, const T* logit, T* d_logit) { loss->tile(i, logit, d_logit); };
+  });
+  loss->finish(pair_loss.mutable_data_ptr<T>());
 }
 
-Tensor network_fwd(const Tensor& x, const Tensor& domain, const std::vector<Tensor>& weights,
-                   const std::optional<Tensor>& gate_mask, bool star_linear) {
-  const Call call = make_call(x, domain, weights, gate_mask, star_linear, true);
-  Tensor logits = torch::stable::new_empty(call.x, {call.rows, call.shape.tasks});
-  if (call.x.scalar_type() == ScalarType::Double) {
-    forward<double>(call, logits);
-  } else {
-    forward<float>(call, logits);
+Tensor network_pack(const std::vector<Tensor>& weights, const std::optional<Tensor>& gate_mask, int64_t inputs,
+                    bool star_linear, const std::string& precision) {
+  const Call call = read_weights(inputs, {weights, gate_mask, star_linear, true}, precision);
+  std::vector<int64_t> domains(call.shape.domains);
+  for (int64_t d = 0; d < call.shape.domains; ++d) domains[d] = d;
+  const auto packed_by = [&]<typename T>(const NetworkKernels<T>& kernels) {
+    const Layout layout(call.shape, kernels.lanes, kernels.format, sizeof(T), 1, false);
+    Tensor packed = torch::stable::new_empty(call.weights.front(), {layout.pack_elements()});
+    // Whole buffer: the gaps between aligned parts must not differ from call to call.
+    std::fill_n(packed.template mutable_data_ptr<T>(), layout.pack_elements(), T(0));
+    const auto threads = static_cast<int64_t>(torch::stable::get_num_threads());
+    pack(call, layout, kernels.panel, false, threads, domains, packed.template mutable_data_ptr<T>());
+    return packed;
+  };
+  return call.is_double() ? packed_by(active_kernels<double>(call.precision))
+                          : packed_by(active_kernels<float>(call.precision));
+}
+
+Tensor network_fwd(const Tensor& x, const std::optional<Tensor>& ids, const std::optional<Tensor>& embedding,
+                   const std::vector<int64_t>& vocab, const Tensor& domain, const std::vector<Tensor>& weights,
+                   const std::optional<Tensor>& gate_mask, const std::optional<Tensor>& packed, bool star_linear,
+                   const std::string& precision, bool probability) {
+  const Call call = read_call({x, ids, embedding, vocab, domain}, {weights, gate_mask, star_linear, true}, precision,
+                              packed.has_value());
+  Tensor result = torch::stable::new_empty(call.x, {call.rows, call.shape.tasks});
+  const Tensor* packed_weights = packed.has_value() ? &*packed : nullptr;
+  if (packed_weights != nullptr) {
+    STD_TORCH_CHECK(packed->scalar_type() == call.x.scalar_type(), "network: packed weights of another dtype");
   }
-  return logits;
+  if (call.is_double()) {
+    forward<double>(call, packed_weights, probability, result);
+  } else {
+    forward<float>(call, packed_weights, probability, result);
+  }
+  return result;
 }
 
-// Returns d_x (empty unless input_grad), then a gradient per weight.
-std::vector<Tensor> network_bwd(const Tensor& grad, const Tensor& x, const Tensor& domain,
-                                const std::vector<Tensor>& weights, const std::optional<Tensor>& gate_mask,
-                                bool star_linear, bool gate_detach, bool input_grad) {
-  const Call call = make_call(x, domain, weights, gate_mask, star_linear, gate_detach);
+// Returns d_x and d_embedding (empty unless wanted), the table rows of a sparse d_embedding, then a gradient per
+// weight.
+std::vector<Tensor> network_bwd(const Tensor& grad, const Tensor& x, const std::optional<Tensor>& ids,
+                                const std::optional<Tensor>& embedding, const std::vector<int64_t>& vocab,
+                                const Tensor& domain, const std::vector<Tensor>& weights,
+                                const std::optional<Tensor>& gate_mask, bool star_linear, bool gate_detach,
+                                const std::string& precision, bool input_grad, const std::string& embedding_grad) {
+  const Call call =
+      read_call({x, ids, embedding, vocab, domain}, {weights, gate_mask, star_linear, gate_detach}, precision);
   STD_TORCH_CHECK(grad.dim() == 2 && grad.size(0) == call.rows && grad.size(1) == call.shape.tasks &&
                       grad.scalar_type() == call.x.scalar_type(),
                   "network: the gradient must be [B, T] in the dtype of x");
   const Tensor dense_grad = torch::stable::contiguous(grad);
-  Gradients to(call, input_grad);
-  if (call.x.scalar_type() == ScalarType::Double) {
-    backward_from_logits<double>(call, dense_grad, to, input_grad);
+  const Wanted wanted{input_grad, read_table_grad(embedding_grad)};
+  Gradients to(call, wanted);
+  if (call.is_double()) {
+    backward_from_logits<double>(call, dense_grad, wanted, to);
   } else {
-    backward_from_logits<float>(call, dense_grad, to, input_grad);
+    backward_from_logits<float>(call, dense_grad, wanted, to);
   }
-  to.d_weights.insert(to.d_weights.begin(), to.d_x);
-  return to.d_weights;
+  return to.list();
 }
 
-// Returns pair_loss [D, T], d_x (empty unless input_grad), then a gradient per weight, all of the weighted loss
-// sum(pair_weight * pair_loss).
-std::vector<Tensor> network_loss(const Tensor& x, const Tensor& domain, const Tensor& label,
-                                 const std::optional<Tensor>& row_weight, const Tensor& pair_weight,
-                                 const std::vector<Tensor>& weights, const std::optional<Tensor>& gate_mask,
-                                 bool star_linear, bool gate_detach, bool input_grad) {
-  const Call call = make_call(x, domain, weights, gate_mask, star_linear, gate_detach);
+// Returns pair_loss [D, T], then what network_bwd returns, all of the weighted loss sum(pair_weight * pair_loss).
+std::vector<Tensor> network_loss(const Tensor& x, const std::optional<Tensor>& ids,
+                                 const std::optional<Tensor>& embedding, const std::vector<int64_t>& vocab,
+                                 const Tensor& domain, const Tensor& label, const std::optional<Tensor>& row_weight,
+                                 const Tensor& pair_weight, const std::vector<Tensor>& weights,
+                                 const std::optional<Tensor>& gate_mask, bool star_linear, bool gate_detach,
+                                 const std::string& precision, bool input_grad, const std::string& embedding_grad) {
+  const Call call =
+      read_call({x, ids, embedding, vocab, domain}, {weights, gate_mask, star_linear, gate_detach}, precision);
   const ScalarType type = call.x.scalar_type();
   const int64_t d = call.shape.domains, t = call.shape.tasks;
   STD_TORCH_CHECK(label.dim() == 2 && label.size(0) == call.rows && label.size(1) == t && label.scalar_type() == type,
@@ -359,19 +396,22 @@ std::vector<Tensor> network_loss(const Tensor& x, const Tensor& domain, const Te
   const Tensor labels = torch::stable::contiguous(label);
   const Tensor pairs = torch::stable::contiguous(pair_weight);
   Tensor pair_loss = torch::stable::new_empty(call.x, {d, t});
-  Gradients to(call, input_grad);
-  if (type == ScalarType::Double) {
-    backward_from_labels<double>(call, labels, row_pointer, pairs, pair_loss, to, input_grad);
+  const Wanted wanted{input_grad, read_table_grad(embedding_grad)};
+  Gradients to(call, wanted);
+  if (call.is_double()) {
+    backward_from_labels<double>(call, labels, row_pointer, pairs, wanted, pair_loss, to);
   } else {
-    backward_from_labels<float>(call, labels, row_pointer, pairs, pair_loss, to, input_grad);
+    backward_from_labels<float>(call, labels, row_pointer, pairs, wanted, pair_loss, to);
   }
-  to.d_weights.insert(to.d_weights.begin(), {pair_loss, to.d_x});
-  return to.d_weights;
+  std::vector<Tensor> result = to.list();
+  result.insert(result.begin(), pair_loss);
+  return result;
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(m3oe_fast, CPU, m) {
+  m.impl("network_pack", TORCH_BOX(&network_pack));
   m.impl("network_fwd", TORCH_BOX(&network_fwd));
   m.impl("network_bwd", TORCH_BOX(&network_bwd));
   m.impl("network_loss", TORCH_BOX(&network_loss));

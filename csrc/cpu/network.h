@@ -17,6 +17,37 @@ struct LayerSize {
   int64_t in, out, out_pad, ld;
 };
 
+// What the caller asks for; the sums, LayerNorm, softmax and loss are fp32 in all of them.
+enum class Precision : int { kFp32, kBf16x3, kBf16 };
+
+// What the products multiply: the elements themselves, elements rounded to bf16, or each split into two bf16 whose
+// three larger products are summed (bf16x3: about 16 bits of mantissa).
+enum class Operand : int { kElement, kBf16, kBf16x3 };
+
+// How an engine wants its operands. A packed matrix of K rows has packed_rows(K) rows of words: one per k for kElement;
+// else a word holds bf16(k) below bf16(k + 1), K is rounded up to `k_align` with zeros, and bf16x3 has all words of the
+// high parts before those of the low parts.
+struct OperandFormat {
+  Operand operand;
+  int64_t k_align;    // rows of a packed matrix
+  int64_t row_align;  // rows of a tile buffer: products may write that many
+  int64_t tile_rows;  // the tallest tile that suits the engine
+};
+
+namespace {
+
+constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// Planes of words: two for the high and the low parts of bf16x3.
+constexpr int64_t planes(Operand operand) { return operand == Operand::kBf16x3 ? 2 : 1; }
+
+constexpr int64_t packed_rows(const OperandFormat& format, int64_t k) {
+  if (format.operand == Operand::kElement) return k;
+  return planes(format.operand) * round_up(k, format.k_align) / 2;
+}
+
+}  // namespace
+
 // All widths; `*_pad` is rounded up to whole vectors, `ld_*` is the row stride of a tile buffer.
 struct NetworkSize {
   int64_t inputs, hidden, domains, tasks, experts, gated, width, tower;
@@ -28,6 +59,7 @@ struct NetworkSize {
   int64_t ld_input, ld_hidden, ld_gate, ld_width, ld_tower;
   int64_t depth;
   const LayerSize* layers;
+  OperandFormat format;
 };
 
 // Offsets, in elements, of one expert layer inside a layout.
@@ -36,9 +68,9 @@ struct LayerOffsets {
 };
 
 // Weights packed for the GEMM kernels: a common block, then one block per domain. A packed matrix [K][N] is a
-// sequence of column panels, each [K][panel width], N rounded up with zeros. `*_t` is the transposed matrix, for the
-// gradient of its input. Matrices in front of a LayerNorm are centred over their outputs, so that the LayerNorm
-// needs no mean pass.
+// sequence of column panels, each [packed_rows(K)][panel width], N rounded up with zeros. `*_t` is the transposed
+// matrix, for the gradient of its input. Matrices in front of a LayerNorm are centred over their outputs, so that the
+// LayerNorm needs no mean pass.
 struct PackLayout {
   int64_t star_gain, star_offset, skip_weight, skip_weight_t, skip_bias, skip_gain, skip_offset;
   const LayerOffsets* layers;
@@ -64,35 +96,40 @@ struct LayerBuffers {
   int64_t hat, out, rstd;
 };
 
-// One worker's tile: every intermediate of up to `rows` rows. `hat` is a normalised pre-activation, kept for the
+// One worker's tile: every intermediate of its rows. `hat` is a normalised pre-activation, kept for the
 // backward pass; without one it is overwritten by the activation.
 struct TileLayout {
-  int64_t rows;
   int64_t x, star_hat, star_rstd, skip_hat, skip_rstd, r;
   const LayerBuffers* layers;
   int64_t gate, coef, u, tower_hat, tower_rstd, h, logit;
   int64_t d_logit, d_h, d_u, d_coef, d_sums, d_gate, d_z[2], d_r, d_star, d_skip, d_x;
+  int64_t operand[2];  // room for two operands in the engine's format
   int64_t size;
 };
 
-// What one instruction set offers for one element type.
+// What one engine offers for one element type.
 template <typename T>
 struct NetworkKernels {
   int64_t lanes;  // elements of a vector
   int64_t panel;  // columns of a packed panel, a multiple of lanes
+  OperandFormat format;
 
   // x -> logits for `rows` rows of domain d; `keep` leaves in the tile what tile_backward reads.
   void (*tile_forward)(const NetworkSize&, const PackLayout&, const T* pack, const TileLayout&, T* tile, int64_t d,
                        int64_t rows, bool keep);
+  // values[0..n) -> 1 / (1 + exp(-value)); may touch the rest of the last vector.
+  void (*sigmoid)(T* values, int64_t n);
+
   // d_logit -> gradients of every weight, added to `grad`, and d_x if asked for. Runs after tile_forward(keep).
   void (*tile_backward)(const NetworkSize&, const PackLayout&, const T* pack, const GradLayout&, T* grad,
                         const TileLayout&, T* tile, int64_t d, int64_t rows, bool input_grad);
 };
 
-// An instruction set: its kernels, and a burst of independent fused multiply-adds that returns the FLOPs it did.
+// An instruction set: its kernels per precision, and a burst of independent fused multiply-adds that returns the FLOPs
+// it did. A precision in which the set is no faster than in fp32 has no kernels (tile_forward is null).
 struct Isa {
   const char* name;
-  NetworkKernels<float> network;
+  NetworkKernels<float> fp32, bf16, bf16x3;
   int64_t (*fma_burst)(int64_t iterations, float* sink);
 };
 

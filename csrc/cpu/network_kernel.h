@@ -1,4 +1,5 @@
-// Forward and backward of the whole network for one tile of rows of one domain, on a vector type S.
+// Forward and backward of the whole network for one tile of rows of one domain, on an engine E (engine/*.h) that
+// multiplies matrices and its vector type S, which does the rest in the elements' own precision.
 //
 //   r   = [relu(LN(x M_d + m_d))] + relu(LN(x W_a + b_a))
 //   z_e = relu(LN(r W_e + b_e)), any depth                     e < E
@@ -82,9 +83,11 @@ inline void norm_relu_backward_row(typename S::T* grad, const typename S::T* hat
   }
 }
 
-template <class S>
+template <class E>
 struct Tile {
-  using T = typename S::T;
+  using S = typename E::S;
+  using T = typename E::T;
+  using Left = typename E::Left;
 
   const NetworkSize& size;
   const PackLayout& pack_layout;
@@ -95,6 +98,10 @@ struct Tile {
   int64_t rows;
 
   T* at(int64_t offset) const { return tile + offset; }
+  int64_t packed(int64_t k) const { return packed_rows(size.format, k); }
+  Left left(int64_t k, const T* a, int64_t lda, int which = 0) const {
+    return E::left(rows, k, a, lda, at(layout.operand[which]));
+  }
   const T* tower_vector(int64_t t, int64_t which) const {
     return own + pack_layout.tower_vectors + (t * 4 + which) * size.tower_pad;
   }
@@ -102,10 +109,11 @@ struct Tile {
   template <bool kKeep>
   void representation() const {
     const NetworkSize& s = size;
-    gemm<S, Init::kBias>(rows, s.inputs, s.hidden_pad, at(layout.x), s.ld_input, own + pack_layout.star_weight,
-                         at(layout.star_hat), s.ld_hidden, own + pack_layout.star_bias);
-    gemm<S, Init::kBias>(rows, s.inputs, s.hidden_pad, at(layout.x), s.ld_input, common + pack_layout.skip_weight,
-                         at(layout.skip_hat), s.ld_hidden, common + pack_layout.skip_bias);
+    const Left x = left(s.inputs, at(layout.x), s.ld_input);
+    E::template product<Init::kBias>(rows, x, s.hidden_pad, own + pack_layout.star_weight, at(layout.star_hat),
+                                     s.ld_hidden, own + pack_layout.star_bias);
+    E::template product<Init::kBias>(rows, x, s.hidden_pad, common + pack_layout.skip_weight, at(layout.skip_hat),
+                                     s.ld_hidden, common + pack_layout.skip_bias);
     for (int64_t i = 0; i < rows; ++i) {
       T* r = at(layout.r) + i * s.ld_hidden;
       T* star = at(layout.star_hat) + i * s.ld_hidden;
@@ -126,20 +134,21 @@ struct Tile {
   T* activations(int64_t l, bool keep) const { return at(keep ? layout.layers[l].out : layout.layers[l].hat); }
 
   template <bool kKeep>
-  void experts() const {
+  void experts(const Left& r) const {
     for (int64_t l = 0; l < size.depth; ++l) {
       const LayerSize& layer = size.layers[l];
       const LayerOffsets& weights = pack_layout.layers[l];
       T* hat = at(layout.layers[l].hat);
       if (l == 0) {
-        gemm<S, Init::kBias>(rows, layer.in, size.experts * layer.out_pad, at(layout.r), size.ld_hidden,
-                             common + weights.weight, hat, layer.ld, common + weights.bias);
+        E::template product<Init::kBias>(rows, r, size.experts * layer.out_pad, common + weights.weight, hat, layer.ld,
+                                         common + weights.bias);
       } else {
         const T* in = activations(l - 1, kKeep);
         for (int64_t e = 0; e < size.experts; ++e) {
-          gemm<S, Init::kBias>(rows, layer.in, layer.out_pad, in + e * size.layers[l - 1].out_pad,
-                               size.layers[l - 1].ld, common + weights.weight + e * layer.in * layer.out_pad,
-                               hat + e * layer.out_pad, layer.ld, common + weights.bias + e * layer.out_pad);
+          const Left z = left(layer.in, in + e * size.layers[l - 1].out_pad, size.layers[l - 1].ld, 1);
+          E::template product<Init::kBias>(
+              rows, z, layer.out_pad, common + weights.weight + e * packed(layer.in) * layer.out_pad,
+              hat + e * layer.out_pad, layer.ld, common + weights.bias + e * layer.out_pad);
         }
       }
       T* out = activations(l, kKeep);
@@ -156,14 +165,14 @@ struct Tile {
   }
 
   // Gate probabilities [rows][T * G] into the gate buffer, coefficients [rows][T * E] into coef.
-  void coefficients() const {
+  void coefficients(const Left& r) const {
     const NetworkSize& s = size;
     const T* table = own + pack_layout.table;
     const T* mask = own + pack_layout.gate_mask;
     T* gate = at(layout.gate);
     if (s.gated > 0) {
-      gemm<S, Init::kBias>(rows, s.hidden, s.gates_pad, at(layout.r), s.ld_hidden, own + pack_layout.gate_weight, gate,
-                           s.ld_gate, own + pack_layout.gate_bias);
+      E::template product<Init::kBias>(rows, r, s.gates_pad, own + pack_layout.gate_weight, gate, s.ld_gate,
+                                       own + pack_layout.gate_bias);
       for (int64_t i = 0; i < rows; ++i) shift_by_maximum(gate + i * s.ld_gate, mask);
       for (int64_t i = 0; i < rows * s.ld_gate; i += S::kLanes) S::store(gate + i, S::exp(S::load(gate + i)));
       for (int64_t i = 0; i < rows; ++i) normalise(gate + i * s.ld_gate, mask);
@@ -241,9 +250,10 @@ struct Tile {
     const int64_t h_offset = kKeep ? layout.h : layout.tower_hat;
     for (int64_t t = 0; t < s.tasks; ++t) {
       T* hat = at(layout.tower_hat) + t * s.tower_pad;
-      gemm<S, Init::kBias>(rows, s.width, s.tower_pad, at(layout.u) + t * s.width_pad, s.ld_width,
-                           own + pack_layout.tower_weight + t * s.width * s.tower_pad, hat, s.ld_tower,
-                           tower_vector(t, 0));
+      const Left u = left(s.width, at(layout.u) + t * s.width_pad, s.ld_width);
+      E::template product<Init::kBias>(rows, u, s.tower_pad,
+                                       own + pack_layout.tower_weight + t * packed(s.width) * s.tower_pad, hat,
+                                       s.ld_tower, tower_vector(t, 0));
       const T* head = tower_vector(t, 3);
       const T bias = own[pack_layout.head_bias + t];
       for (int64_t i = 0; i < rows; ++i) {
@@ -260,28 +270,39 @@ struct Tile {
   template <bool kKeep>
   void forward() const {
     if (size.representation) representation<kKeep>();
-    coefficients();
-    experts<kKeep>();
+    const Left r = left(size.hidden, at(layout.r), size.ld_hidden);
+    coefficients(r);
+    experts<kKeep>(r);
     fuse<kKeep>();
     towers<kKeep>();
   }
 };
 
-template <class S>
-struct BackwardTile : Tile<S> {
-  using T = typename S::T;
-  using Base = Tile<S>;
+template <class E>
+struct BackwardTile : Tile<E> {
+  using Base = Tile<E>;
   using Base::at;
   using Base::common;
   using Base::layout;
+  using Base::left;
   using Base::own;
   using Base::pack_layout;
+  using Base::packed;
   using Base::rows;
   using Base::size;
+  using typename Base::Left;
+  using typename Base::S;
+  using typename Base::T;
 
   const GradLayout& grad_layout;
   T* common_grad;
   T* own_grad;
+
+  // c [k][n_pad] += a^T b over the tile's rows: a weight gradient.
+  void outer(int64_t k, int64_t n_pad, const T* a, int64_t lda, const T* b, int64_t ldb, T* c, int64_t ldc) const {
+    T* const room[2] = {at(layout.operand[0]), at(layout.operand[1])};
+    E::outer(rows, k, n_pad, a, lda, b, ldb, c, ldc, room);
+  }
 
   // Vector gradients are summed over the tile first, in this scratch memory, and added to the worker's at its end: sums
   // of tile sums keep digits that one chain through all rows would lose.
@@ -321,11 +342,11 @@ struct BackwardTile : Tile<S> {
       own_grad[grad_layout.head_bias + t] += d_bias;
       add_sums(vectors, 4 * s.tower_pad, own_grad + grad_layout.tower_vectors + t * 4 * s.tower_pad);
       const T* d_pre = at(layout.d_h) + t * s.tower_pad;
-      gemm_tn<S>(rows, s.width, s.tower_pad, at(layout.u) + t * s.width_pad, s.ld_width, d_pre, s.ld_tower,
-                 own_grad + grad_layout.tower_weight + t * s.width * s.tower_pad, s.tower_pad);
-      gemm<S, Init::kZero>(rows, s.tower, s.width_pad, d_pre, s.ld_tower,
-                           own + pack_layout.tower_weight_t + t * s.tower * s.width_pad,
-                           at(layout.d_u) + t * s.width_pad, s.ld_width);
+      outer(s.width, s.tower_pad, at(layout.u) + t * s.width_pad, s.ld_width, d_pre, s.ld_tower,
+            own_grad + grad_layout.tower_weight + t * s.width * s.tower_pad, s.tower_pad);
+      E::template product<Init::kZero>(rows, left(s.tower, d_pre, s.ld_tower), s.width_pad,
+                                       own + pack_layout.tower_weight_t + t * packed(s.tower) * s.width_pad,
+                                       at(layout.d_u) + t * s.width_pad, s.ld_width);
     }
   }
 
@@ -404,10 +425,9 @@ struct BackwardTile : Tile<S> {
       add_sums(sums + columns, columns, common_grad + grads.gain);
       add_sums(sums + 2 * columns, columns, common_grad + grads.offset);
       if (l == 0) {
-        gemm_tn<S>(rows, layer.in, columns, at(layout.r), size.ld_hidden, d_z, layer.ld, common_grad + grads.weight,
-                   columns);
-        gemm<S, Init::kZero>(rows, columns, size.hidden_pad, d_z, layer.ld, common + weights.weight_t, at(layout.d_r),
-                             size.ld_hidden);
+        outer(layer.in, columns, at(layout.r), size.ld_hidden, d_z, layer.ld, common_grad + grads.weight, columns);
+        E::template product<Init::kZero>(rows, left(columns, d_z, layer.ld), size.hidden_pad, common + weights.weight_t,
+                                         at(layout.d_r), size.ld_hidden);
       } else {
         deeper_layer(l, d_z);
       }
@@ -420,11 +440,11 @@ struct BackwardTile : Tile<S> {
     const T* in = at(layout.layers[l - 1].out);
     T* d_in = at(layout.d_z[(l - 1) & 1]);
     for (int64_t e = 0; e < size.experts; ++e) {
-      gemm_tn<S>(rows, layer.in, layer.out_pad, in + e * before.out_pad, before.ld, d_z + e * layer.out_pad, layer.ld,
-                 common_grad + grad_layout.layers[l].weight + e * layer.in * layer.out_pad, layer.out_pad);
-      gemm<S, Init::kZero>(rows, layer.out, before.out_pad, d_z + e * layer.out_pad, layer.ld,
-                           common + pack_layout.layers[l].weight_t + e * layer.out * before.out_pad,
-                           d_in + e * before.out_pad, before.ld);
+      outer(layer.in, layer.out_pad, in + e * before.out_pad, before.ld, d_z + e * layer.out_pad, layer.ld,
+            common_grad + grad_layout.layers[l].weight + e * layer.in * layer.out_pad, layer.out_pad);
+      E::template product<Init::kZero>(rows, left(layer.out, d_z + e * layer.out_pad, layer.ld), before.out_pad,
+                                       common + pack_layout.layers[l].weight_t + e * packed(layer.out) * before.out_pad,
+                                       d_in + e * before.out_pad, before.ld);
     }
   }
 
@@ -432,14 +452,14 @@ struct BackwardTile : Tile<S> {
     const NetworkSize& s = size;
     if (s.gated == 0) return;
     const T* d_gate = at(layout.d_gate);
-    gemm_tn<S>(rows, s.hidden, s.gates_pad, at(layout.r), s.ld_hidden, d_gate, s.ld_gate,
-               own_grad + grad_layout.gate_weight, s.gates_pad);
+    outer(s.hidden, s.gates_pad, at(layout.r), s.ld_hidden, d_gate, s.ld_gate, own_grad + grad_layout.gate_weight,
+          s.gates_pad);
     T* d_bias = open_sums(s.gates_pad);
     for (int64_t i = 0; i < rows; ++i) add_sums(d_gate + i * s.ld_gate, s.gates_pad, d_bias);
     add_sums(d_bias, s.gates_pad, own_grad + grad_layout.gate_bias);
     if (!s.gate_detach) {
-      gemm<S, Init::kAdd>(rows, s.tasks * s.gated, s.hidden_pad, d_gate, s.ld_gate, own + pack_layout.gate_weight_t,
-                          at(layout.d_r), s.ld_hidden);
+      E::template product<Init::kAdd>(rows, left(s.tasks * s.gated, d_gate, s.ld_gate), s.hidden_pad,
+                                      own + pack_layout.gate_weight_t, at(layout.d_r), s.ld_hidden);
     }
   }
 
@@ -473,15 +493,15 @@ struct BackwardTile : Tile<S> {
     add_sums(sums + 3 * n, n, own_grad + grad_layout.star_bias);
     add_sums(sums + 4 * n, n, common_grad + grad_layout.star_gain);
     add_sums(sums + 5 * n, n, common_grad + grad_layout.star_offset);
-    gemm_tn<S>(rows, s.inputs, s.hidden_pad, at(layout.x), s.ld_input, at(layout.d_star), s.ld_hidden,
-               own_grad + grad_layout.star_weight, s.hidden_pad);
-    gemm_tn<S>(rows, s.inputs, s.hidden_pad, at(layout.x), s.ld_input, at(layout.d_skip), s.ld_hidden,
-               common_grad + grad_layout.skip_weight, s.hidden_pad);
+    outer(s.inputs, s.hidden_pad, at(layout.x), s.ld_input, at(layout.d_star), s.ld_hidden,
+          own_grad + grad_layout.star_weight, s.hidden_pad);
+    outer(s.inputs, s.hidden_pad, at(layout.x), s.ld_input, at(layout.d_skip), s.ld_hidden,
+          common_grad + grad_layout.skip_weight, s.hidden_pad);
     if (!input_grad) return;
-    gemm<S, Init::kZero>(rows, s.hidden, s.inputs_pad, at(layout.d_star), s.ld_hidden, own + pack_layout.star_weight_t,
-                         at(layout.d_x), s.ld_input);
-    gemm<S, Init::kAdd>(rows, s.hidden, s.inputs_pad, at(layout.d_skip), s.ld_hidden,
-                        common + pack_layout.skip_weight_t, at(layout.d_x), s.ld_input);
+    E::template product<Init::kZero>(rows, left(s.hidden, at(layout.d_star), s.ld_hidden), s.inputs_pad,
+                                     own + pack_layout.star_weight_t, at(layout.d_x), s.ld_input);
+    E::template product<Init::kAdd>(rows, left(s.hidden, at(layout.d_skip), s.ld_hidden), s.inputs_pad,
+                                    common + pack_layout.skip_weight_t, at(layout.d_x), s.ld_input);
   }
 
   void backward(bool input_grad) const {
@@ -493,16 +513,17 @@ struct BackwardTile : Tile<S> {
   }
 };
 
-template <class S>
-Tile<S> make_tile(const NetworkSize& size, const PackLayout& pack_layout, const typename S::T* pack,
-                  const TileLayout& layout, typename S::T* tile, int64_t d, int64_t rows) {
+template <class E>
+Tile<E> make_tile(const NetworkSize& size, const PackLayout& pack_layout, const typename E::T* pack,
+                  const TileLayout& layout, typename E::T* tile, int64_t d, int64_t rows) {
   return {size, pack_layout, layout, pack, pack + pack_layout.common_size + d * pack_layout.domain_size, tile, rows};
 }
 
-template <class S>
-void tile_forward(const NetworkSize& size, const PackLayout& pack_layout, const typename S::T* pack,
-                  const TileLayout& layout, typename S::T* tile, int64_t d, int64_t rows, bool keep) {
-  const Tile<S> work = make_tile<S>(size, pack_layout, pack, layout, tile, d, rows);
+template <class E>
+void tile_forward(const NetworkSize& size, const PackLayout& pack_layout, const typename E::T* pack,
+                  const TileLayout& layout, typename E::T* tile, int64_t d, int64_t rows, bool keep) {
+  [[maybe_unused]] const typename E::Session session;
+  const Tile<E> work = make_tile<E>(size, pack_layout, pack, layout, tile, d, rows);
   if (keep) {
     work.template forward<true>();
   } else {
@@ -510,18 +531,29 @@ void tile_forward(const NetworkSize& size, const PackLayout& pack_layout, const 
   }
 }
 
-template <class S>
-void tile_backward(const NetworkSize& size, const PackLayout& pack_layout, const typename S::T* pack,
-                   const GradLayout& grad_layout, typename S::T* grad, const TileLayout& layout, typename S::T* tile,
+template <class E>
+void tile_backward(const NetworkSize& size, const PackLayout& pack_layout, const typename E::T* pack,
+                   const GradLayout& grad_layout, typename E::T* grad, const TileLayout& layout, typename E::T* tile,
                    int64_t d, int64_t rows, bool input_grad) {
-  const BackwardTile<S> work{make_tile<S>(size, pack_layout, pack, layout, tile, d, rows), grad_layout, grad,
+  [[maybe_unused]] const typename E::Session session;
+  const BackwardTile<E> work{make_tile<E>(size, pack_layout, pack, layout, tile, d, rows), grad_layout, grad,
                              grad + grad_layout.common_size + d * grad_layout.domain_size};
   work.backward(input_grad);
 }
 
 template <class S>
-constexpr NetworkKernels<typename S::T> network_kernels() {
-  return {S::kLanes, S::kPanelVectors * S::kLanes, &tile_forward<S>, &tile_backward<S>};
+void sigmoid(typename S::T* values, int64_t n) {
+  const auto one = S::set1(1);
+  for (int64_t i = 0; i < n; i += S::kLanes) {
+    const auto e = S::exp(S::sub(S::zero(), S::load(values + i)));
+    S::store(values + i, S::div(one, S::add(one, e)));
+  }
+}
+
+template <class E>
+constexpr NetworkKernels<typename E::T> network_kernels() {
+  using S = typename E::S;
+  return {S::kLanes, S::kPanelVectors * S::kLanes, E::kFormat, &tile_forward<E>, &sigmoid<S>, &tile_backward<E>};
 }
 
 }  // namespace

@@ -1,6 +1,8 @@
 #include "pack.h"
 
 #include <algorithm>
+#include <bit>
+#include <vector>
 
 namespace m3oe {
 namespace {
@@ -26,28 +28,99 @@ void copy_padded(const T* from, int64_t n, int64_t n_pad, T shift, T* to) {
   std::fill(to + n, to + n_pad, T(0));
 }
 
-// Element (k, column) of a packed matrix with `k_count` rows and `n_total` padded columns.
-template <typename T>
-T* packed_at(T* packed, int64_t k_count, int64_t n_total, int64_t panel, int64_t k, int64_t column) {
-  const int64_t first = column / panel * panel;
-  const int64_t width = std::min(panel, n_total - first);
-  return packed + first * k_count + k * width + (column - first);
+// The 16 bits of bf16 nearest to v, ties to even.
+inline uint32_t bf16_bits(float v) {
+  const auto bits = std::bit_cast<uint32_t>(v);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return (bits >> 16) | 0x40u;  // NaN must not round to infinity
+  return (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
 }
+
+inline float bf16_error(float v) { return v - std::bit_cast<float>(bf16_bits(v) << 16); }
+
+inline float word(float low, float high) { return std::bit_cast<float>(bf16_bits(low) | bf16_bits(high) << 16); }
+
+// A packed matrix of k_count rows and n_total padded columns (see PackLayout and OperandFormat), written element by
+// element or pair by pair.
+template <typename T>
+class PackedMatrix {
+ public:
+  PackedMatrix(T* data, int64_t k_count, int64_t n_total, int64_t panel, const OperandFormat& format)
+      : data_(data), rows_(packed_rows(format, k_count)), columns_(n_total), panel_(panel), operand_(format.operand) {
+    std::fill(data, data + rows_ * n_total, T(0));
+  }
+
+  // How many of the k go into one row of words.
+  int64_t depth() const { return operand_ == Operand::kElement ? 1 : 2; }
+
+  // Columns from `column` to the end of its panel.
+  int64_t run(int64_t column) const { return panel_ - column % panel_; }
+
+  // Writes rows k and, if words hold two, k + 1: elements low[i * stride] - low_shift and high[i * stride] - high_shift
+  // to the `count` columns from `column` on, all in one panel. k is a multiple of depth(); high null: zeros.
+  void put(int64_t k, int64_t column, int64_t count, const T* low, T low_shift, const T* high, T high_shift) const {
+    T* to = at(k / depth(), column);
+    if (operand_ == Operand::kElement) {
+      for (int64_t i = 0; i < count; ++i) to[i] = low[i] - low_shift;
+    } else if constexpr (sizeof(T) == 4) {
+      if (high == nullptr) {
+        put_words(to, count, [&](int64_t i) { return low[i] - low_shift; }, [](int64_t) { return 0.0f; });
+      } else {
+        put_words(
+            to, count, [&](int64_t i) { return low[i] - low_shift; }, [&](int64_t i) { return high[i] - high_shift; });
+      }
+    }
+  }
+
+  // Writes one column from row k on: elements values[0..count).
+  void put_column(int64_t k, int64_t column, int64_t count, const T* values) const {
+    T* to = at(k / depth(), column);
+    const int64_t stride = std::min(panel_, columns_ - column / panel_ * panel_);
+    if (operand_ == Operand::kElement) {
+      for (int64_t i = 0; i < count; ++i) to[i * stride] = values[i];
+    } else if constexpr (sizeof(T) == 4) {
+      for (int64_t i = 0; i < count; i += 2) {
+        const float high = i + 1 < count ? values[i + 1] : 0.0f;
+        put_words(to + i / 2 * stride, 1, [&](int64_t) { return values[i]; }, [&](int64_t) { return high; });
+      }
+    }
+  }
+
+ private:
+  T* at(int64_t row, int64_t column) const {
+    const int64_t first = column / panel_ * panel_;
+    const int64_t width = std::min(panel_, columns_ - first);
+    return data_ + first * rows_ + row * width + (column - first);
+  }
+
+  template <typename Low, typename High>
+  void put_words(T* to, int64_t count, const Low& low, const High& high) const {
+    for (int64_t i = 0; i < count; ++i) to[i] = word(low(i), high(i));
+    if (operand_ != Operand::kBf16x3) return;
+    // The plane of low parts begins half of the panel's rows further on.
+    const int64_t first = (to - data_) / rows_ / panel_ * panel_;
+    const int64_t plane = rows_ / 2 * std::min(panel_, columns_ - first);
+    for (int64_t i = 0; i < count; ++i) to[i + plane] = word(bf16_error(low(i)), bf16_error(high(i)));
+  }
+
+  T* data_;
+  int64_t rows_, columns_, panel_;
+  Operand operand_;
+};
 
 // Packs [K][blocks x n_pad]: column b * n_pad + j holds column j of block b.
 template <typename T>
-void pack_matrix(const Blocks<T>& source, int64_t n_pad, int64_t n_total, int64_t panel, bool centre, T* packed) {
-  std::fill(packed, packed + source.rows * n_total, T(0));
+void pack_matrix(const Blocks<T>& source, int64_t n_pad, bool centre, const PackedMatrix<T>& packed) {
+  const auto shift = [&](const T* row) { return centre && row != nullptr ? mean(row, source.n) : T(0); };
   for (int64_t b = 0; b < source.blocks; ++b) {
-    for (int64_t k = 0; k < source.rows; ++k) {
-      const T* row = source.row(b, k);
-      const T shift = centre ? mean(row, source.n) : T(0);
+    for (int64_t k = 0; k < source.rows; k += packed.depth()) {
+      const T* low = source.row(b, k);
+      const T* high = packed.depth() == 2 && k + 1 < source.rows ? source.row(b, k + 1) : nullptr;
+      const T low_shift = shift(low), high_shift = shift(high);
       for (int64_t j = 0; j < source.n;) {
         const int64_t column = b * n_pad + j;
-        const int64_t run = std::min(source.n - j, panel - column % panel);
-        T* to = packed_at(packed, source.rows, n_total, panel, k, column);
-        for (int64_t i = 0; i < run; ++i) to[i] = row[j + i] - shift;
-        j += run;
+        const int64_t count = std::min(source.n - j, packed.run(column));
+        packed.put(k, column, count, low + j, low_shift, high == nullptr ? nullptr : high + j, high_shift);
+        j += count;
       }
     }
   }
@@ -55,19 +128,9 @@ void pack_matrix(const Blocks<T>& source, int64_t n_pad, int64_t n_total, int64_
 
 // Packs the transpose, [blocks x n_pad][K padded]: row b * n_pad + j holds column j of block b.
 template <typename T>
-void pack_transposed(const Blocks<T>& source, int64_t n_pad, int64_t k_pad, int64_t panel, T* packed) {
-  const int64_t k_count = source.blocks * n_pad;
-  std::fill(packed, packed + k_count * k_pad, T(0));
+void pack_transposed(const Blocks<T>& source, int64_t n_pad, const PackedMatrix<T>& packed) {
   for (int64_t b = 0; b < source.blocks; ++b) {
-    for (int64_t first = 0; first < source.rows; first += panel) {
-      const int64_t last = std::min(source.rows, first + panel);
-      const int64_t width = std::min(panel, k_pad - first);
-      T* to = packed + first * k_count + b * n_pad * width;
-      for (int64_t k = first; k < last; ++k) {
-        const T* row = source.row(b, k);
-        for (int64_t j = 0; j < source.n; ++j) to[j * width + (k - first)] = row[j];
-      }
-    }
+    for (int64_t k = 0; k < source.rows; ++k) packed.put_column(b * n_pad, k, source.n, source.row(b, k));
   }
 }
 
@@ -80,6 +143,10 @@ struct Packer {
   T* packed;
 
   const NetworkSize& size() const { return layout.size; }
+  int64_t packed_size(int64_t k, int64_t n_pad) const { return packed_rows(layout.size.format, k) * n_pad; }
+  PackedMatrix<T> matrix(T* to, int64_t k_count, int64_t n_total) const {
+    return {to, k_count, n_total, panel, layout.size.format};
+  }
 
   // A LayerNorm's bias, gain and offset; the bias is centred like the weights in front of it.
   void vectors(const T* bias, const T* gain, const T* offset, int64_t n, int64_t n_pad, T* to_bias, T* to_gain,
@@ -98,8 +165,8 @@ struct Packer {
     vectors(w.skip_bias, w.skip_gain, w.skip_offset, s.hidden, s.hidden_pad, packed + p.skip_bias, packed + p.skip_gain,
             packed + p.skip_offset);
     const Blocks<T> source{w.skip_weight, s.inputs, 1, s.hidden, s.hidden, 0};
-    pack_matrix(source, s.hidden_pad, s.hidden_pad, panel, true, packed + p.skip_weight);
-    if (backward) pack_transposed(source, s.hidden, s.inputs_pad, panel, packed + p.skip_weight_t);
+    pack_matrix(source, s.hidden_pad, true, matrix(packed + p.skip_weight, s.inputs, s.hidden_pad));
+    if (backward) pack_transposed(source, s.hidden, matrix(packed + p.skip_weight_t, s.hidden, s.inputs_pad));
   }
 
   void expert_layer(int64_t l) const {
@@ -115,16 +182,19 @@ struct Packer {
     }
     if (l == 0) {
       const Blocks<T> source{e.weight, layer.in, s.experts, layer.out, layer.out, layer.in * layer.out};
-      pack_matrix(source, layer.out_pad, s.experts * layer.out_pad, panel, true, packed + p.weight);
-      if (backward) pack_transposed(source, layer.out_pad, s.hidden_pad, panel, packed + p.weight_t);
+      const int64_t columns = s.experts * layer.out_pad;
+      pack_matrix(source, layer.out_pad, true, matrix(packed + p.weight, layer.in, columns));
+      if (backward) pack_transposed(source, layer.out_pad, matrix(packed + p.weight_t, columns, s.hidden_pad));
       return;
     }
     const int64_t in_pad = s.layers[l - 1].out_pad;
     for (int64_t i = 0; i < s.experts; ++i) {
       const Blocks<T> source{e.weight + i * layer.in * layer.out, layer.in, 1, layer.out, layer.out, 0};
-      pack_matrix(source, layer.out_pad, layer.out_pad, panel, true, packed + p.weight + i * layer.in * layer.out_pad);
+      T* to = packed + p.weight + i * packed_size(layer.in, layer.out_pad);
+      pack_matrix(source, layer.out_pad, true, matrix(to, layer.in, layer.out_pad));
       if (backward) {
-        pack_transposed(source, layer.out, in_pad, panel, packed + p.weight_t + i * layer.out * in_pad);
+        T* transposed = packed + p.weight_t + i * packed_size(layer.out, in_pad);
+        pack_transposed(source, layer.out, matrix(transposed, layer.out, in_pad));
       }
     }
   }
@@ -138,15 +208,23 @@ struct Packer {
       const bool centre = !s.star_linear;
       copy_padded(bias, s.hidden, s.hidden_pad, centre ? mean(bias, s.hidden) : T(0), own + p.star_bias);
       const Blocks<T> source{w.star_weight + d * s.inputs * s.hidden, s.inputs, 1, s.hidden, s.hidden, 0};
-      pack_matrix(source, s.hidden_pad, s.hidden_pad, panel, centre, own + p.star_weight);
-      if (backward) pack_transposed(source, s.hidden, s.inputs_pad, panel, own + p.star_weight_t);
+      pack_matrix(source, s.hidden_pad, centre, matrix(own + p.star_weight, s.inputs, s.hidden_pad));
+      if (backward) pack_transposed(source, s.hidden, matrix(own + p.star_weight_t, s.hidden, s.inputs_pad));
     }
     const int64_t gates = s.tasks * s.gated;
     const Blocks<T> gate{w.gate_weight + d * s.hidden * gates, s.hidden, s.tasks, s.gated, s.gated, s.hidden * s.gated};
     if (gates > 0) {
-      pack_matrix(gate, s.gated, s.gates_pad, panel, false, own + p.gate_weight);
+      pack_matrix(gate, s.gated, false, matrix(own + p.gate_weight, s.hidden, s.gates_pad));
       copy_padded(w.gate_bias + d * gates, gates, s.gates_pad, T(0), own + p.gate_bias);
-      if (backward && !s.gate_detach) pack_transposed(gate, s.gated, s.hidden_pad, panel, own + p.gate_weight_t);
+      if (backward && !s.gate_detach) {
+        const PackedMatrix<T> to = matrix(own + p.gate_weight_t, gates, s.hidden_pad);
+        // The gates of all tasks are one operand: a word may hold the last of one task and the first of the next.
+        std::vector<T> row(gates);
+        for (int64_t k = 0; k < s.hidden; ++k) {
+          for (int64_t t = 0; t < s.tasks; ++t) std::copy_n(gate.row(t, k), s.gated, row.data() + t * s.gated);
+          to.put_column(0, k, gates, row.data());
+        }
+      }
     }
     for (int64_t j = 0; j < gates; ++j) own[p.gate_mask + j] = mask == nullptr || mask[d * gates + j] ? T(1) : T(0);
     std::copy_n(w.table + d * s.tasks * s.experts, s.tasks * s.experts, own + p.table);
@@ -163,9 +241,11 @@ struct Packer {
             to + 2 * s.tower_pad);
     copy_padded(w.head_weight + from, s.tower, s.tower_pad, T(0), to + 3 * s.tower_pad);
     const Blocks<T> source{w.tower_weight + from * s.width, s.width, 1, s.tower, s.tower, 0};
-    pack_matrix(source, s.tower_pad, s.tower_pad, panel, true, own + p.tower_weight + t * s.width * s.tower_pad);
+    T* weight = own + p.tower_weight + t * packed_size(s.width, s.tower_pad);
+    pack_matrix(source, s.tower_pad, true, matrix(weight, s.width, s.tower_pad));
     if (backward) {
-      pack_transposed(source, s.tower, s.width_pad, panel, own + p.tower_weight_t + t * s.tower * s.width_pad);
+      T* transposed = own + p.tower_weight_t + t * packed_size(s.tower, s.width_pad);
+      pack_transposed(source, s.tower, matrix(transposed, s.tower, s.width_pad));
     }
   }
 };

@@ -1,5 +1,5 @@
 """Public functions over the compiled ops: checks, autograd, fakes. One file per op."""
 
-from m3oe_fast.ops.network import network, network_loss
+from m3oe_fast.ops.network import Lookup, infer, network, network_loss, pack
 
-__all__ = ["network", "network_loss"]
+__all__ = ["Lookup", "infer", "network", "network_loss", "pack"]

@@ -1,14 +1,15 @@
-"""`network`: x [B, I] and domain [B] to logits [B, T] through the compiled CPU kernels, with gradients of everything.
-`network_loss`: the same up to the training loss, forward and backward in one pass.
+"""`network`: ids, dense columns and domain to logits [B, T] through the compiled CPU kernels, with gradients of everything.
+`network_loss`: the same up to the training loss, forward and backward in one pass. `pack` and `infer`: without gradients,
+from weights packed once.
 
-The ops `m3oe_fast::network_fwd`, `network_bwd` and `network_loss` carry no autograd of their own; the `Function`s here
-add it. They are in ctx style on purpose: a separate `setup_context` costs 17 us more per call.
+The ops `m3oe_fast::network_*` carry no autograd of their own; the `Function`s here add it. They are in ctx style on
+purpose: a separate `setup_context` costs 17 us more per call.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,9 +19,43 @@ from m3oe_fast import _extension
 from m3oe_fast.folded import NetworkWeights
 
 _extension.load()
+_pack = torch.ops.m3oe_fast.network_pack.default
 _fwd = torch.ops.m3oe_fast.network_fwd.default
 _bwd = torch.ops.m3oe_fast.network_bwd.default
 _loss = torch.ops.m3oe_fast.network_loss.default
+
+
+class Lookup(NamedTuple):
+    """The embedded part of the input: one table for all fields, looked up inside the op.
+
+    Attributes:
+        ids: [B, F] int32 or int64, each in [0, vocab[f]).
+        embedding: [V, N] in the dtype of x, V = sum(vocab): the rows of field after field.
+        vocab: rows of each field.
+        sparse_grad: the gradient of `embedding` is a coalesced sparse tensor of the rows that `ids` names, in ascending
+            order; for tables so large that a dense gradient costs more than the step. Not under torch.compile.
+    """
+
+    ids: Tensor
+    embedding: Tensor
+    vocab: tuple[int, ...]
+    sparse_grad: bool = False
+
+
+class Switches(NamedTuple):
+    """What the ops take besides tensors.
+
+    Attributes:
+        star_linear: first term of the representation without LayerNorm and ReLU.
+        gate_detach: no gradient flows from the gates into the representation.
+        precision: of the products' operands, "fp32", "bf16x3" (each split into two bf16: fp32-class) or "bf16"; sums,
+            LayerNorm, softmax and loss are fp32 in all. A precision that the processor has no fast instructions for is
+            computed in fp32.
+    """
+
+    star_linear: bool = False
+    gate_detach: bool = True
+    precision: str = "fp32"
 
 
 def network(
@@ -28,33 +63,38 @@ def network(
     domain: Tensor,
     weights: NetworkWeights,
     *,
+    lookup: Lookup | None = None,
     star_linear: bool = False,
     gate_detach: bool = True,
     gate_mask: Tensor | None = None,
+    precision: str = "fp32",
 ) -> Tensor:
-    """The whole network from x to logits (`folded.network` for rows in any order).
+    """The whole network from its inputs to logits (`folded.network` for rows in any order).
 
     Args:
-        x (Tensor): [B, I] float32, or float64 on the scalar path (for gradient checks).
+        x (Tensor): [B, I] float32, or float64 on the scalar path (for gradient checks). With `lookup` [B, C], the columns
+            behind the embeddings, I = F N + C.
         domain (Tensor): [B] int32 or int64 in [0, D).
         weights: see `folded.NetworkWeights`; all in the dtype of x.
-        star_linear: first term of the representation without LayerNorm and ReLU.
-        gate_detach: no gradient flows from the gates into the representation.
+        lookup: the embedded part of the input.
         gate_mask (Tensor | None): [D, T, G] bool, the experts each softmax ranges over.
+        star_linear, gate_detach, precision: see `Switches`.
 
     Returns:
         Tensor: logits [B, T] in the dtype of x, contiguous.
 
     Raises:
         ValueError, TypeError: a shape, dtype or device does not fit.
-        RuntimeError: a domain id is outside [0, D); the message names the row.
+        RuntimeError: a domain or an id is out of range; the message names row and field.
 
     Deterministic: the same inputs and number of threads give the same bits. Differentiable once, in
-    reverse mode, in x and every weight. Autocast does not apply. jvp and vmap are refused.
+    reverse mode, in x, the embedding and every weight. Autocast does not apply. jvp and vmap are refused.
     """
-    _check(x, domain, weights, gate_mask)
+    _check(x, domain, weights, gate_mask, lookup)
+    switches = Switches(star_linear, gate_detach, precision)
+    ids, embedding, vocab, sparse = _parts(lookup)
     # Without gradients too: the Function is what refuses forward-mode differentiation, the bare op would return zeros.
-    return _Network.apply(x, domain, gate_mask, star_linear, gate_detach, *weights.flat())
+    return _Network.apply(x, embedding, ids, domain, gate_mask, (vocab, sparse), switches, *weights.flat())
 
 
 def network_loss(
@@ -63,11 +103,13 @@ def network_loss(
     label: Tensor,
     weights: NetworkWeights,
     *,
+    lookup: Lookup | None = None,
     pair_weight: Tensor | None = None,
     row_weight: Tensor | None = None,
     star_linear: bool = False,
     gate_detach: bool = True,
     gate_mask: Tensor | None = None,
+    precision: str = "fp32",
 ) -> tuple[Tensor, Tensor]:
     """The training loss of `network`'s logits (`reference.pair_losses`), with every gradient in the same pass.
 
@@ -76,19 +118,19 @@ def network_loss(
     Use it where `backward` follows; without gradients `network` is cheaper.
 
     Args:
-        x, domain, weights, star_linear, gate_detach, gate_mask: as for `network`.
+        x, domain, weights, lookup, star_linear, gate_detach, gate_mask, precision: as for `network`.
         label (Tensor): [B, T] in the dtype of x, in [0, 1]; NaN = not observed.
         pair_weight (Tensor | None): [D, T] in the dtype of x; default ones.
         row_weight (Tensor | None): [B] in the dtype of x; weighs a row's loss, not the count n. No gradient.
 
     Returns:
-        tuple[Tensor, Tensor]: loss = sum(pair_weight * pair_loss), a scalar, differentiable once in x, every weight and
-        pair_weight; and pair_loss [D, T], 0 for a pair without labelled rows, not differentiable.
+        tuple[Tensor, Tensor]: loss = sum(pair_weight * pair_loss), a scalar, differentiable once in x, the embedding,
+        every weight and pair_weight; and pair_loss [D, T], 0 for a pair without labelled rows, not differentiable.
 
     Raises:
         ValueError, TypeError, RuntimeError: as for `network`.
     """
-    _check(x, domain, weights, gate_mask)
+    _check(x, domain, weights, gate_mask, lookup)
     pairs = tuple(weights.table.shape[:2])
     if pair_weight is None:
         pair_weight = x.new_ones(pairs)
@@ -98,9 +140,69 @@ def network_loss(
     for name, (tensor, shape) in expected.items():
         if tuple(tensor.shape) != shape or tensor.dtype != x.dtype:
             raise ValueError(f"{name} must be {x.dtype} {list(shape)}, got {tensor.dtype} {list(tensor.shape)}")
+    switches = Switches(star_linear, gate_detach, precision)
+    ids, embedding, vocab, sparse = _parts(lookup)
     return _NetworkLoss.apply(
-        x, domain, label, row_weight, pair_weight, gate_mask, star_linear, gate_detach, *weights.flat()
+        x,
+        embedding,
+        pair_weight,
+        ids,
+        domain,
+        label,
+        row_weight,
+        gate_mask,
+        (vocab, sparse),
+        switches,
+        *weights.flat(),
     )
+
+
+def pack(
+    weights: NetworkWeights,
+    inputs: int,
+    *,
+    gate_mask: Tensor | None = None,
+    star_linear: bool = False,
+    precision: str = "fp32",
+) -> Tensor:
+    """The weights as the kernels of this process read them, for `infer`; `inputs` is I. Opaque: do not store it."""
+    return _pack(weights.flat(), gate_mask, inputs, star_linear, precision)
+
+
+def infer(
+    x: Tensor,
+    domain: Tensor,
+    weights: NetworkWeights,
+    packed: Tensor,
+    *,
+    lookup: Lookup | None = None,
+    gate_mask: Tensor | None = None,
+    star_linear: bool = False,
+    precision: str = "fp32",
+    probability: bool = False,
+) -> Tensor:
+    """`network` from packed weights, never differentiable: logits [B, T], or with `probability` their sigmoid.
+
+    The arguments are trusted where the op itself does not check them: for callers that serve one row at a time.
+    """
+    ids, embedding, vocab, _ = _parts(lookup)
+    return _fwd(
+        x, ids, embedding, vocab, domain, weights.flat(), gate_mask, packed, star_linear, precision, probability
+    )
+
+
+def _parts(lookup: Lookup | None) -> tuple[Tensor | None, Tensor | None, tuple[int, ...], bool]:
+    return (None, None, (), False) if lookup is None else lookup
+
+
+def _embedding_grad(needed: bool, sparse: bool) -> str:
+    return "none" if not needed else "sparse" if sparse else "dense"
+
+
+def _table_gradient(values: Tensor, rows: Tensor, shape: torch.Size, sparse: bool) -> Tensor:
+    if not sparse:
+        return values
+    return torch.sparse_coo_tensor(rows[None], values, shape, check_invariants=False, is_coalesced=True)
 
 
 class _NetworkLoss(torch.autograd.Function):
@@ -108,18 +210,34 @@ class _NetworkLoss(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
+        embedding: Tensor | None,
+        pair_weight: Tensor,
+        ids: Tensor | None,
         domain: Tensor,
         label: Tensor,
         row_weight: Tensor | None,
-        pair_weight: Tensor,
         gate_mask: Tensor | None,
-        star_linear: bool,
-        gate_detach: bool,
+        fields: tuple[tuple[int, ...], bool],
+        switches: Switches,
         *weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        input_grad = ctx.needs_input_grad[0]
+        input_grad, table_grad = ctx.needs_input_grad[:2]
+        vocab, sparse = fields
+        ctx.table = None if embedding is None else (embedding.shape, sparse)
         pair_loss, *grads = _loss(
-            x, domain, label, row_weight, pair_weight, weights, gate_mask, star_linear, gate_detach, input_grad
+            x,
+            ids,
+            embedding,
+            vocab,
+            domain,
+            label,
+            row_weight,
+            pair_weight,
+            weights,
+            gate_mask,
+            *switches,
+            input_grad,
+            _embedding_grad(table_grad, sparse),
         )
         ctx.save_for_backward(pair_loss, *grads)
         ctx.mark_non_differentiable(pair_loss)
@@ -132,7 +250,7 @@ class _NetworkLoss(torch.autograd.Function):
         needed = ctx.needs_input_grad
         if grad is None:
             return (None,) * len(needed)
-        pair_loss, d_x, *d_weights = ctx.saved_tensors
+        pair_loss, d_x, d_embedding, embedding_rows, *d_weights = ctx.saved_tensors
         # `loss.backward()` passes 1: the gradients are already the answer.
         unscaled = not torch.compiler.is_compiling() and grad.item() == 1.0
 
@@ -141,8 +259,11 @@ class _NetworkLoss(torch.autograd.Function):
                 return None
             return tensor if unscaled else tensor * grad
 
-        rest = [scaled(d, need) for d, need in zip(d_weights, needed[8:], strict=True)]
-        return (scaled(d_x, needed[0]), None, None, None, scaled(pair_loss, needed[4]), None, None, None, *rest)
+        d_table = scaled(d_embedding, needed[1])
+        if d_table is not None:
+            d_table = _table_gradient(d_table, embedding_rows, *ctx.table)
+        rest = [scaled(d, need) for d, need in zip(d_weights, needed[10:], strict=True)]
+        return (scaled(d_x, needed[0]), d_table, scaled(pair_loss, needed[2]), *(None,) * 7, *rest)
 
 
 class _Network(torch.autograd.Function):
@@ -150,28 +271,55 @@ class _Network(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
+        embedding: Tensor | None,
+        ids: Tensor | None,
         domain: Tensor,
         gate_mask: Tensor | None,
-        star_linear: bool,
-        gate_detach: bool,
+        fields: tuple[tuple[int, ...], bool],
+        switches: Switches,
         *weights: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(x, domain, gate_mask, *weights)
-        ctx.switches = (star_linear, gate_detach)
-        return _fwd(x, domain, weights, gate_mask, star_linear)
+        ctx.save_for_backward(x, embedding, ids, domain, gate_mask, *weights)
+        ctx.fields = fields
+        ctx.switches = switches
+        star_linear, _, precision = switches
+        return _fwd(x, ids, embedding, fields[0], domain, weights, gate_mask, None, star_linear, precision, False)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, domain, gate_mask, *weights = ctx.saved_tensors
-        input_grad = ctx.needs_input_grad[0]
-        d_x, *d_weights = _bwd(grad, x, domain, weights, gate_mask, *ctx.switches, input_grad)
-        return (d_x if input_grad else None, None, None, None, None, *d_weights)
+        x, embedding, ids, domain, gate_mask, *weights = ctx.saved_tensors
+        vocab, sparse = ctx.fields
+        input_grad, table_grad = ctx.needs_input_grad[:2]
+        wanted = _embedding_grad(table_grad, sparse)
+        d_x, d_embedding, rows, *d_weights = _bwd(
+            grad, x, ids, embedding, vocab, domain, weights, gate_mask, *ctx.switches, input_grad, wanted
+        )
+        d_table = _table_gradient(d_embedding, rows, embedding.shape, sparse) if table_grad else None
+        return (d_x if input_grad else None, d_table, *(None,) * 5, *d_weights)
+
+
+@torch.library.register_fake("m3oe_fast::network_pack")
+def _pack_fake(
+    weights: Sequence[Tensor], gate_mask: Tensor | None, inputs: int, star_linear: bool, precision: str
+) -> Tensor:
+    # The length is the kernels' own affair.
+    return weights[0].new_empty((torch.library.get_ctx().new_dynamic_size(),))
 
 
 @torch.library.register_fake("m3oe_fast::network_fwd")
 def _fwd_fake(
-    x: Tensor, domain: Tensor, weights: Sequence[Tensor], gate_mask: Tensor | None, star_linear: bool
+    x: Tensor,
+    ids: Tensor | None,
+    embedding: Tensor | None,
+    vocab: Sequence[int],
+    domain: Tensor,
+    weights: Sequence[Tensor],
+    gate_mask: Tensor | None,
+    packed: Tensor | None,
+    star_linear: bool,
+    precision: str,
+    probability: bool,
 ) -> Tensor:
     return x.new_empty((x.shape[0], weights[10].shape[1]))
 
@@ -180,20 +328,35 @@ def _fwd_fake(
 def _bwd_fake(
     grad: Tensor,
     x: Tensor,
+    ids: Tensor | None,
+    embedding: Tensor | None,
+    vocab: Sequence[int],
     domain: Tensor,
     weights: Sequence[Tensor],
     gate_mask: Tensor | None,
     star_linear: bool,
     gate_detach: bool,
+    precision: str,
     input_grad: bool,
+    embedding_grad: str,
 ) -> list[Tensor]:
     d_x = x.new_empty((x.shape[0] if input_grad else 0, x.shape[1]))
-    return [d_x, *(w.new_empty(w.shape) for w in weights)]
+    d_embedding, rows = x.new_empty((0, 0)), x.new_empty((0,), dtype=torch.int64)
+    if embedding is not None and embedding_grad == "dense":
+        d_embedding = x.new_empty(embedding.shape)
+    elif embedding is not None and embedding_grad == "sparse":
+        distinct = torch.library.get_ctx().new_dynamic_size()
+        d_embedding = x.new_empty((distinct, embedding.shape[1]))
+        rows = x.new_empty((distinct,), dtype=torch.int64)
+    return [d_x, d_embedding, rows, *(w.new_empty(w.shape) for w in weights)]
 
 
 @torch.library.register_fake("m3oe_fast::network_loss")
 def _loss_fake(
     x: Tensor,
+    ids: Tensor | None,
+    embedding: Tensor | None,
+    vocab: Sequence[int],
     domain: Tensor,
     label: Tensor,
     row_weight: Tensor | None,
@@ -202,13 +365,29 @@ def _loss_fake(
     gate_mask: Tensor | None,
     star_linear: bool,
     gate_detach: bool,
+    precision: str,
     input_grad: bool,
+    embedding_grad: str,
 ) -> list[Tensor]:
-    grads = _bwd_fake(label, x, domain, weights, gate_mask, star_linear, gate_detach, input_grad)
+    grads = _bwd_fake(
+        label,
+        x,
+        ids,
+        embedding,
+        vocab,
+        domain,
+        weights,
+        gate_mask,
+        star_linear,
+        gate_detach,
+        precision,
+        input_grad,
+        embedding_grad,
+    )
     return [x.new_empty(pair_weight.shape), *grads]
 
 
-def _check(x: Tensor, domain: Tensor, weights: NetworkWeights, gate_mask: Tensor | None) -> None:
+def _check(x: Tensor, domain: Tensor, weights: NetworkWeights, gate_mask: Tensor | None, lookup: Lookup | None) -> None:
     if x.ndim != 2:
         raise ValueError(f"x must be [B, I], got {list(x.shape)}")
     if domain.shape != x.shape[:1]:
@@ -217,7 +396,8 @@ def _check(x: Tensor, domain: Tensor, weights: NetworkWeights, gate_mask: Tensor
         raise TypeError(f"x must be float32 or float64, got {x.dtype}")
     if domain.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"domain must be int32 or int64, got {domain.dtype}")
-    for name, shape in _expected_shapes(x, weights).items():
+    inputs = x.shape[1] if lookup is None else x.shape[1] + _check_lookup(x, lookup)
+    for name, shape in _expected_shapes(inputs, weights).items():
         tensor = _named(weights, name)
         if tuple(tensor.shape) != shape:
             raise ValueError(f"{name} must be {list(shape)}, got {list(tensor.shape)}")
@@ -227,9 +407,24 @@ def _check(x: Tensor, domain: Tensor, weights: NetworkWeights, gate_mask: Tensor
     mask_shape = weights.gate_bias.shape
     if gate_mask is not None and (gate_mask.dtype != torch.bool or gate_mask.shape != mask_shape):
         raise ValueError(f"gate_mask must be bool {list(mask_shape)}, got {gate_mask.dtype} {list(gate_mask.shape)}")
-    for tensor in (domain, *weights.flat(), *([] if gate_mask is None else [gate_mask])):
+    optional = [gate_mask, *(() if lookup is None else lookup[:2])]
+    for tensor in (domain, *weights.flat(), *(tensor for tensor in optional if tensor is not None)):
         if tensor.device != x.device:
             raise ValueError(f"all tensors must be on {x.device}, one is on {tensor.device}")
+
+
+def _check_lookup(x: Tensor, lookup: Lookup) -> int:
+    """Checks the embedded part of the input; returns its width F * N."""
+    ids, embedding, vocab, _ = lookup
+    if ids.shape != (x.shape[0], len(vocab)):
+        raise ValueError(f"ids must be [B, F] = [{x.shape[0]}, {len(vocab)}], got {list(ids.shape)}")
+    if ids.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"ids must be int32 or int64, got {ids.dtype}")
+    if embedding.ndim != 2 or embedding.shape[0] != sum(vocab):
+        raise ValueError(f"embedding must be [V, N] with V = sum(vocab) = {sum(vocab)}, got {list(embedding.shape)}")
+    if embedding.dtype != x.dtype:
+        raise TypeError(f"embedding must be {x.dtype} like x, got {embedding.dtype}")
+    return len(vocab) * embedding.shape[1]
 
 
 def _named(weights: NetworkWeights, name: str) -> Tensor:
@@ -240,8 +435,8 @@ def _named(weights: NetworkWeights, name: str) -> Tensor:
     return getattr(weights.experts[int(layer)], part)
 
 
-def _expected_shapes(x: Tensor, weights: NetworkWeights) -> dict[str, tuple[int, ...]]:
-    """The shape of every weight by name, from x and from the few weights that define the sizes."""
+def _expected_shapes(inputs: int, weights: NetworkWeights) -> dict[str, tuple[int, ...]]:
+    """The shape of every weight by name, from I and from the few weights that define the sizes."""
     if not weights.experts:
         raise ValueError("weights.experts must hold at least one layer")
     for name, ndim in (("table", 3), ("gate_weight", 4), ("head_weight", 3)):
@@ -252,7 +447,6 @@ def _expected_shapes(x: Tensor, weights: NetworkWeights) -> dict[str, tuple[int,
     if gated > e:
         raise ValueError(f"gate_weight gates {gated} experts, table has {e}")
     expected: dict[str, tuple[int, ...]] = {}
-    inputs = x.shape[1]
     hidden = fan_in = weights.skip_weight.shape[-1] if weights.star_weight.numel() else inputs
     for i, layer in enumerate(weights.experts):
         width = layer.weight.shape[-1]

@@ -2,6 +2,7 @@
 // Compiled with its own flags; nothing here may be inlined elsewhere.
 #include <immintrin.h>
 
+#include "../engine/fma.h"
 #include "../network_kernel.h"
 #include "exp.h"
 #include "isa.h"
@@ -24,6 +25,7 @@ struct Avx2 {
   static Reg set1(T v) { return _mm256_set1_ps(v); }
   static Reg add(Reg a, Reg b) { return _mm256_add_ps(a, b); }
   static Reg sub(Reg a, Reg b) { return _mm256_sub_ps(a, b); }
+  static Reg div(Reg a, Reg b) { return _mm256_div_ps(a, b); }
   static Reg mul(Reg a, Reg b) { return _mm256_mul_ps(a, b); }
   static Reg fma(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }
   // max returns its second operand for a NaN, so NaN passes through as in PyTorch.
@@ -52,7 +54,7 @@ struct Avx2 {
 }  // namespace
 
 const Isa& isa_avx2() {
-  static constexpr Isa kIsa{"avx2", network_kernels<Avx2>(), &fma_burst<Avx2, 12>};
+  static constexpr Isa kIsa{"avx2", network_kernels<FmaEngine<Avx2>>(), {}, {}, &fma_burst<Avx2, 12>};
   return kIsa;
 }
 

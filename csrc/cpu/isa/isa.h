@@ -10,6 +10,9 @@ const Isa& isa_scalar();
 #if defined(__x86_64__)
 const Isa& isa_avx2();
 const Isa& isa_avx512();
+const Isa& isa_avx512_bf16();
+const Isa& isa_amx();
+const Isa& isa_amx_emulated();
 #endif
 const NetworkKernels<double>& network_kernels_double();
 

@@ -1,5 +1,6 @@
 // The portable set: 16-byte GCC/Clang vectors, which every target lowers to what it has (SSE2 on x86-64). Also the
 // only one for double, which gradient checks use.
+#include "../engine/fma.h"
 #include "../network_kernel.h"
 #include "isa.h"
 #include "peak.h"
@@ -26,6 +27,7 @@ struct Portable {
   static Reg set1(T v) { return Reg{} + v; }
   static Reg add(Reg a, Reg b) { return a + b; }
   static Reg sub(Reg a, Reg b) { return a - b; }
+  static Reg div(Reg a, Reg b) { return a / b; }
   static Reg mul(Reg a, Reg b) { return a * b; }
   static Reg fma(Reg a, Reg b, Reg c) { return a * b + c; }
   // Written with <= so that NaN passes through as in PyTorch.
@@ -49,12 +51,13 @@ struct Portable {
 }  // namespace
 
 const Isa& isa_scalar() {
-  static constexpr Isa kIsa{"scalar", network_kernels<Portable<float>>(), &fma_burst<Portable<float>, 8>};
+  static constexpr Isa kIsa{
+      "scalar", network_kernels<FmaEngine<Portable<float>>>(), {}, {}, &fma_burst<Portable<float>, 8>};
   return kIsa;
 }
 
 const NetworkKernels<double>& network_kernels_double() {
-  static constexpr NetworkKernels<double> kKernels = network_kernels<Portable<double>>();
+  static constexpr NetworkKernels<double> kKernels = network_kernels<FmaEngine<Portable<double>>>();
   return kKernels;
 }
 
