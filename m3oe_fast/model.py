@@ -44,8 +44,8 @@ class M3oE(nn.Module):
         config: sizes and switches.
         backend: "auto", "cpu" (compiled), "reference" (eager PyTorch, the oracle).
         precision: of the products' operands on backend cpu: "fp32", "bf16x3" (each split into two bf16: fp32-class) or
-            "bf16"; sums, LayerNorm, softmax, loss and weights are fp32 in all. It wins over autocast. Where the processor
-            has no fast instructions for it, it computes in fp32 and says so once (`compute_precision`).
+            "bf16"; sums, LayerNorm, softmax, loss and weights are fp32 in all. It wins over autocast. Where the
+            processor has no fast instructions for it, it computes in fp32 and says so once (`compute_precision`).
         sparse_grad: the gradient of `embedding` is a coalesced sparse tensor of the rows in the batch, for tables of
             millions of rows; use an optimizer of `m3oe_fast.optim` for it. Not under torch.compile.
 
@@ -256,9 +256,10 @@ class M3oE(nn.Module):
         return Lookup(ids, self.embedding, vocab, self.sparse_grad) if vocab else None
 
     def drop_packed_weights(self) -> None:
-        """Forget the weights kept between predictions in `eval()` mode. Needed only after a write through `.data`, or from
-        outside torch, to a model that made predictions before and stayed in that mode; every other change is noticed (see
-        `packed.py`)."""
+        """Forget the weights kept between predictions in `eval()` mode. Needed only after a write through `.data`, or
+        from outside torch, to a model that made predictions before and stayed in that mode; every other change is
+        noticed (see `packed.py`).
+        """
         self._packed.drop()
 
     def train(self, mode: bool = True) -> M3oE:
@@ -327,7 +328,7 @@ class M3oE(nn.Module):
         """Probabilities float32 [B, T], without gradients. Arguments as for `forward`.
 
         In `eval()` mode, which `M3oE.load` returns, the folded and packed weights are kept from one call to the next; a
-        batch of one row is then some 20 times faster.
+        batch of one row is then many times faster.
         """
         if self.backend_name == "reference" or torch.compiler.is_compiling():
             return torch.sigmoid(self.forward(ids, dense, domain))

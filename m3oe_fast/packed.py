@@ -2,11 +2,11 @@
 
 What a prediction needs of the parameters (folding the star layer, packing for the kernels) costs as much as some 400
 rows. The cache must never serve old weights, and no single sign tells that a parameter changed: fused optimizers and
-writes through `.data` leave `Tensor._version` alone. So it is used in `eval()` mode only, and an entry holds for the very
-same parameter objects, storage and versions (it keeps the storage alive, so that its address cannot come back with other
-values), for the same count of optimizer steps in the process, and until the model drops it: at every forward pass or loss
-with gradients, `load_state_dict`, `train()` and `eval()`. Not seen is a write through `.data`, or from outside torch,
-between two predictions in `eval()` mode: call `M3oE.drop_packed_weights()` after it.
+writes through `.data` leave `Tensor._version` alone. So it is used in `eval()` mode only, and an entry holds for the
+very same parameter objects, storage and versions (it keeps the storage alive, so that its address cannot come back
+with other values), for the same count of optimizer steps in the process, and until the model drops it: at every
+forward pass or loss with gradients, `load_state_dict`, `train()` and `eval()`. Not seen is a write through `.data`,
+or from outside torch, between two predictions in `eval()` mode: call `M3oE.drop_packed_weights()` after it.
 """
 
 from __future__ import annotations
@@ -38,9 +38,8 @@ class PackedWeights(NamedTuple):
 
 
 class _Entry(NamedTuple):
-    steps: int
-    aliases: list[Tensor]  # of the parameters: keep their storage
-    signs: list[Any]
+    signs: tuple[int, ...]
+    kept: list[Tensor]  # the parameters and aliases of their storage: neither identity nor address can be reused
     value: PackedWeights
 
 
@@ -53,15 +52,15 @@ class PackedCache:
     def get(self, parameters: Sequence[Tensor], make: Callable[[], PackedWeights]) -> PackedWeights:
         """The weights of these parameters, made anew if any of the signs says so."""
         try:
-            signs = [sign for p in parameters for sign in (p, p.data_ptr(), p._version)]
+            signs = (_optimizer_steps, *(sign for p in parameters for sign in (id(p), p.data_ptr(), p._version)))
         except RuntimeError:  # inference tensors have no version: nothing tells whether they changed
             return make()
         entry = self._entry
-        if entry is not None and entry.steps == _optimizer_steps and _same(entry.signs, signs):
+        if entry is not None and entry.signs == signs:
             return entry.value
         value = make()
         # One assignment, for threads that share a model.
-        self._entry = _Entry(_optimizer_steps, [p.detach() for p in parameters], signs, value)
+        self._entry = _Entry(signs, [*parameters, *(p.detach() for p in parameters)], value)
         return value
 
     def drop(self) -> None:
@@ -73,10 +72,3 @@ class PackedCache:
 
     def __reduce__(self) -> tuple[type[PackedCache], tuple[()]]:
         return PackedCache, ()
-
-
-def _same(old: list[Any], new: list[Any]) -> bool:
-    # Not ==: that compares tensors by value.
-    if len(old) != len(new):
-        return False
-    return all(a is b or (type(a) is int and a == b) for a, b in zip(old, new, strict=True))

@@ -22,6 +22,12 @@ void with_width(int64_t width, const Body& body) {
   }
 }
 
+// Plain loops: with a constant n they become a few vector moves, where std::copy_n stays a call.
+template <typename T, typename Count>
+void copy(const T* __restrict__ from, Count n, T* __restrict__ to) {
+  for (int64_t i = 0; i < n; ++i) to[i] = from[i];
+}
+
 // The worker that owns a table row: neighbours and the few rows of a hot field go to different ones.
 int64_t owner(int64_t row, int64_t workers) {
   const auto hash = static_cast<uint32_t>(static_cast<uint64_t>(row) * 0x9e3779b97f4a7c15u >> 32);
@@ -47,11 +53,17 @@ void gather_embeddings(const IdFields& ids, const T* table, int64_t width, const
   const int64_t fields = ids.fields();
   with_width(width, [&](auto n) {
     for (int64_t i = 0; i < count; ++i) {
+      // A table does not fit into L1 or L2: ask for the rows of a later batch row while this one is copied.
+      constexpr int64_t kAhead = 4;
+      for (int64_t f = 0; i + kAhead < count && f < fields; ++f) {
+        const int64_t id = ids.id(order[i + kAhead], f);
+        if (ids.fits(id, f)) __builtin_prefetch(table + (ids.first_row(f) + id) * n);
+      }
       for (int64_t f = 0; f < fields; ++f) {
         T* cell = to + i * stride + f * n;
         const int64_t id = ids.id(order[i], f);
         if (ids.fits(id, f)) [[likely]] {
-          std::copy_n(table + (ids.first_row(f) + id) * n, n, cell);
+          copy(table + (ids.first_row(f) + id) * n, n, cell);
         } else {
           std::fill_n(cell, n, T(0));
           keep_smallest(bad, order[i] * fields + f);
@@ -128,7 +140,7 @@ void EmbeddingGrad<T>::add_tile(int64_t worker, const int64_t* order, int64_t co
         for (int64_t c = 0; c < n; ++c) to[c] += values[c];
       }
       for (size_t j = 0; j < large_.size(); ++j) {
-        std::copy_n(from + large_[j] * n, n, stored(row) + static_cast<int64_t>(j) * n);
+        copy(from + large_[j] * n, n, stored(row) + static_cast<int64_t>(j) * n);
       }
     }
   });

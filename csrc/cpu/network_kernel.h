@@ -30,56 +30,129 @@ inline typename S::T reciprocal_std(typename S::T sum_of_squares, int64_t n) {
   return T(1) / S::sqrt(sum_of_squares / static_cast<T>(n) + kEps);
 }
 
-// relu(LN(pre)) of one centred row. kKeep: pre becomes the normalised row and *rstd its scale.
-template <class S, bool kKeep, bool kAdd>
-inline void norm_relu_row(typename S::T* pre, typename S::T* out, int64_t n, int64_t n_pad, const typename S::T* gain,
-                          const typename S::T* offset, typename S::T* rstd) {
+// relu(LN(pre)) of R centred rows, `ld` elements apart in `pre` and `out`; several at once, so that their reductions
+// overlap and gain and offset are read once. kKeep: pre becomes the normalised rows and rstd[i * rstd_stride] their
+// scales.
+template <class S, int R, bool kKeep, bool kAdd>
+inline void norm_relu_block(typename S::T* pre, typename S::T* out, int64_t ld, int64_t n, int64_t n_pad,
+                            const typename S::T* gain, const typename S::T* offset, typename S::T* rstd,
+                            int64_t rstd_stride) {
   using Reg = typename S::Reg;
-  Reg squares = S::zero();
+  Reg squares[R];
+  for (int i = 0; i < R; ++i) squares[i] = S::zero();
   for (int64_t v = 0; v < n_pad; v += S::kLanes) {
-    const Reg p = S::load(pre + v);
-    squares = S::fma(p, p, squares);
+    for (int i = 0; i < R; ++i) {
+      const Reg p = S::load(pre + i * ld + v);
+      squares[i] = S::fma(p, p, squares[i]);
+    }
   }
-  const typename S::T scale = reciprocal_std<S>(S::sum(squares), n);
-  if constexpr (kKeep) *rstd = scale;
-  const Reg scales = S::set1(scale);
+  typename S::T sums[R];
+  S::template sums<R>(squares, sums);
+  Reg scales[R];
+  for (int i = 0; i < R; ++i) {
+    const typename S::T scale = reciprocal_std<S>(sums[i], n);
+    if constexpr (kKeep) rstd[i * rstd_stride] = scale;
+    scales[i] = S::set1(scale);
+  }
   for (int64_t v = 0; v < n_pad; v += S::kLanes) {
-    const Reg hat = S::mul(S::load(pre + v), scales);
-    if constexpr (kKeep) S::store(pre + v, hat);
-    Reg y = S::relu(S::fma(hat, S::load(gain + v), S::load(offset + v)));
-    if constexpr (kAdd) y = S::add(y, S::load(out + v));
-    S::store(out + v, y);
+    const Reg w = S::load(gain + v);
+    const Reg b = S::load(offset + v);
+    for (int i = 0; i < R; ++i) {
+      const Reg hat = S::mul(S::load(pre + i * ld + v), scales[i]);
+      if constexpr (kKeep) S::store(pre + i * ld + v, hat);
+      Reg y = S::relu(S::fma(hat, w, b));
+      if constexpr (kAdd) y = S::add(y, S::load(out + i * ld + v));
+      S::store(out + i * ld + v, y);
+    }
   }
 }
 
-// Gradient of relu(LN(.)) for one row: `grad` enters as d loss / d output and leaves as d loss / d pre-activation.
-template <class S>
-inline void norm_relu_backward_row(typename S::T* grad, const typename S::T* hat, typename S::T rstd, int64_t n,
-                                   int64_t n_pad, const typename S::T* gain, const typename S::T* offset,
-                                   typename S::T* d_bias, typename S::T* d_gain, typename S::T* d_offset) {
-  using Reg = typename S::Reg;
-  Reg sum = S::zero();
-  Reg dot = S::zero();
-  for (int64_t v = 0; v < n_pad; v += S::kLanes) {
-    const Reg h = S::load(hat + v);
-    const Reg w = S::load(gain + v);
-    const Reg dy = S::where_positive(S::fma(h, w, S::load(offset + v)), S::load(grad + v));
-    S::store(d_gain + v, S::fma(dy, h, S::load(d_gain + v)));
-    S::store(d_offset + v, S::add(dy, S::load(d_offset + v)));
-    const Reg g = S::mul(dy, w);
-    S::store(grad + v, g);
-    sum = S::add(sum, g);
-    dot = S::fma(g, h, dot);
+template <class S, bool kKeep, bool kAdd>
+inline void norm_relu(int64_t rows, typename S::T* pre, typename S::T* out, int64_t ld, int64_t n, int64_t n_pad,
+                      const typename S::T* gain, const typename S::T* offset, typename S::T* rstd,
+                      int64_t rstd_stride) {
+  constexpr int kRows = S::kNormRows;
+  int64_t i = 0;
+  for (; i + kRows <= rows; i += kRows) {
+    norm_relu_block<S, kRows, kKeep, kAdd>(pre + i * ld, out + i * ld, ld, n, n_pad, gain, offset,
+                                           rstd + i * rstd_stride, rstd_stride);
   }
-  const auto count = static_cast<typename S::T>(n);
-  const Reg mean = S::set1(S::sum(sum) / count);
-  const Reg slope = S::set1(S::sum(dot) / count);
-  const Reg scale = S::set1(rstd);
+  for (; i < rows; ++i) {
+    norm_relu_block<S, 1, kKeep, kAdd>(pre + i * ld, out + i * ld, ld, n, n_pad, gain, offset, rstd + i * rstd_stride,
+                                       rstd_stride);
+  }
+}
+
+// Where the vector gradients of one LayerNorm are summed.
+template <typename T>
+struct NormGrads {
+  T *bias, *gain, *offset;
+};
+
+// Gradient of relu(LN(.)) for R rows, `ld` elements apart: from d loss / d output in `from` to d loss / d
+// pre-activation in `grad`, which may be the same memory.
+template <class S, int R>
+inline void norm_relu_backward_block(const typename S::T* from, typename S::T* grad, const typename S::T* hat,
+                                     int64_t ld, const typename S::T* rstd, int64_t rstd_stride, int64_t n,
+                                     int64_t n_pad, const typename S::T* gain, const typename S::T* offset,
+                                     const NormGrads<typename S::T>& to) {
+  using Reg = typename S::Reg;
+  Reg sum[R], dot[R];
+  for (int i = 0; i < R; ++i) sum[i] = dot[i] = S::zero();
   for (int64_t v = 0; v < n_pad; v += S::kLanes) {
-    const Reg centred = S::sub(S::load(grad + v), mean);
-    const Reg d_pre = S::mul(scale, S::sub(centred, S::mul(S::load(hat + v), slope)));
-    S::store(grad + v, d_pre);
-    S::store(d_bias + v, S::add(d_pre, S::load(d_bias + v)));
+    const Reg w = S::load(gain + v);
+    const Reg b = S::load(offset + v);
+    Reg d_gain = S::load(to.gain + v);
+    Reg d_offset = S::load(to.offset + v);
+    for (int i = 0; i < R; ++i) {
+      const Reg h = S::load(hat + i * ld + v);
+      const Reg dy = S::where_positive(S::fma(h, w, b), S::load(from + i * ld + v));
+      d_gain = S::fma(dy, h, d_gain);
+      d_offset = S::add(dy, d_offset);
+      const Reg g = S::mul(dy, w);
+      S::store(grad + i * ld + v, g);
+      sum[i] = S::add(sum[i], g);
+      dot[i] = S::fma(g, h, dot[i]);
+    }
+    S::store(to.gain + v, d_gain);
+    S::store(to.offset + v, d_offset);
+  }
+  typename S::T sums[R], dots[R];
+  S::template sums<R>(sum, sums);
+  S::template sums<R>(dot, dots);
+  const auto count = static_cast<typename S::T>(n);
+  Reg mean[R], slope[R], scale[R];
+  for (int i = 0; i < R; ++i) {
+    mean[i] = S::set1(sums[i] / count);
+    slope[i] = S::set1(dots[i] / count);
+    scale[i] = S::set1(rstd[i * rstd_stride]);
+  }
+  for (int64_t v = 0; v < n_pad; v += S::kLanes) {
+    Reg d_bias = S::load(to.bias + v);
+    for (int i = 0; i < R; ++i) {
+      const Reg centred = S::sub(S::load(grad + i * ld + v), mean[i]);
+      const Reg d_pre = S::mul(scale[i], S::sub(centred, S::mul(S::load(hat + i * ld + v), slope[i])));
+      S::store(grad + i * ld + v, d_pre);
+      d_bias = S::add(d_pre, d_bias);
+    }
+    S::store(to.bias + v, d_bias);
+  }
+}
+
+template <class S>
+inline void norm_relu_backward(int64_t rows, const typename S::T* from, typename S::T* grad, const typename S::T* hat,
+                               int64_t ld, const typename S::T* rstd, int64_t rstd_stride, int64_t n, int64_t n_pad,
+                               const typename S::T* gain, const typename S::T* offset,
+                               const NormGrads<typename S::T>& to) {
+  constexpr int kRows = S::kNormRows;
+  int64_t i = 0;
+  for (; i + kRows <= rows; i += kRows) {
+    norm_relu_backward_block<S, kRows>(from + i * ld, grad + i * ld, hat + i * ld, ld, rstd + i * rstd_stride,
+                                       rstd_stride, n, n_pad, gain, offset, to);
+  }
+  for (; i < rows; ++i) {
+    norm_relu_backward_block<S, 1>(from + i * ld, grad + i * ld, hat + i * ld, ld, rstd + i * rstd_stride, rstd_stride,
+                                   n, n_pad, gain, offset, to);
   }
 }
 
@@ -110,58 +183,62 @@ struct Tile {
   void representation() const {
     const NetworkSize& s = size;
     const Left x = left(s.inputs, at(layout.x), s.ld_input);
-    E::template product<Init::kBias>(rows, x, s.hidden_pad, own + pack_layout.star_weight, at(layout.star_hat),
-                                     s.ld_hidden, own + pack_layout.star_bias);
-    E::template product<Init::kBias>(rows, x, s.hidden_pad, common + pack_layout.skip_weight, at(layout.skip_hat),
-                                     s.ld_hidden, common + pack_layout.skip_bias);
-    for (int64_t i = 0; i < rows; ++i) {
-      T* r = at(layout.r) + i * s.ld_hidden;
-      T* star = at(layout.star_hat) + i * s.ld_hidden;
-      T* skip = at(layout.skip_hat) + i * s.ld_hidden;
-      norm_relu_row<S, kKeep, false>(skip, r, s.hidden, s.hidden_pad, common + pack_layout.skip_gain,
-                                     common + pack_layout.skip_offset, at(layout.skip_rstd) + i);
-      if (s.star_linear) {
-        for (int64_t v = 0; v < s.hidden_pad; v += S::kLanes)
-          S::store(r + v, S::add(S::load(r + v), S::load(star + v)));
-      } else {
-        norm_relu_row<S, kKeep, true>(star, r, s.hidden, s.hidden_pad, common + pack_layout.star_gain,
-                                      common + pack_layout.star_offset, at(layout.star_rstd) + i);
-      }
+    for (int64_t i = 0; i < rows; i += E::kChunk) {
+      representation_chunk<kKeep>(x.from(i), i, rows - i < E::kChunk ? rows - i : E::kChunk);
+    }
+  }
+
+  // Rows first .. first + count: few enough that what the products wrote is still in L1 when it is normalised.
+  template <bool kKeep>
+  void representation_chunk(const Left& x, int64_t first, int64_t count) const {
+    const NetworkSize& s = size;
+    const int64_t n = s.hidden, n_pad = s.hidden_pad, ld = s.ld_hidden;
+    T* star = at(layout.star_hat) + first * ld;
+    T* skip = at(layout.skip_hat) + first * ld;
+    T* r = at(layout.r) + first * ld;
+    E::template product<Init::kBias>(count, x, n_pad, own + pack_layout.star_weight, star, ld,
+                                     own + pack_layout.star_bias);
+    E::template product<Init::kBias>(count, x, n_pad, common + pack_layout.skip_weight, skip, ld,
+                                     common + pack_layout.skip_bias);
+    norm_relu<S, kKeep, false>(count, skip, r, ld, n, n_pad, common + pack_layout.skip_gain,
+                               common + pack_layout.skip_offset, at(layout.skip_rstd) + first, 1);
+    if (!s.star_linear) {
+      norm_relu<S, kKeep, true>(count, star, r, ld, n, n_pad, common + pack_layout.star_gain,
+                                common + pack_layout.star_offset, at(layout.star_rstd) + first, 1);
+      return;
+    }
+    for (int64_t i = 0; i < count * ld; i += ld) {
+      for (int64_t v = i; v < i + n_pad; v += S::kLanes) S::store(r + v, S::add(S::load(r + v), S::load(star + v)));
     }
   }
 
   // Activations of layer l; they overwrite the pre-activations unless the backward pass needs those.
   T* activations(int64_t l, bool keep) const { return at(keep ? layout.layers[l].out : layout.layers[l].hat); }
 
+  // Expert after expert: what its product wrote, [rows][X], is still in L1 when it is normalised.
   template <bool kKeep>
   void experts(const Left& r) const {
     for (int64_t l = 0; l < size.depth; ++l) {
       const LayerSize& layer = size.layers[l];
       const LayerOffsets& weights = pack_layout.layers[l];
       T* hat = at(layout.layers[l].hat);
-      if (l == 0) {
-        E::template product<Init::kBias>(rows, r, size.experts * layer.out_pad, common + weights.weight, hat, layer.ld,
-                                         common + weights.bias);
-      } else {
-        const T* in = activations(l - 1, kKeep);
-        for (int64_t e = 0; e < size.experts; ++e) {
-          const Left z = left(layer.in, in + e * size.layers[l - 1].out_pad, size.layers[l - 1].ld, 1);
-          E::template product<Init::kBias>(
-              rows, z, layer.out_pad, common + weights.weight + e * packed(layer.in) * layer.out_pad,
-              hat + e * layer.out_pad, layer.ld, common + weights.bias + e * layer.out_pad);
-        }
-      }
       T* out = activations(l, kKeep);
-      for (int64_t i = 0; i < rows; ++i) {
-        for (int64_t e = 0; e < size.experts; ++e) {
-          const int64_t column = e * layer.out_pad;
-          norm_relu_row<S, kKeep, false>(hat + i * layer.ld + column, out + i * layer.ld + column, layer.out,
-                                         layer.out_pad, common + weights.gain + column,
-                                         common + weights.offset + column,
-                                         at(layout.layers[l].rstd) + i * size.experts + e);
-        }
+      for (int64_t e = 0; e < size.experts; ++e) {
+        const int64_t column = e * layer.out_pad;
+        const Left in = l == 0 ? r : expert_input<kKeep>(l, e);
+        E::template product<Init::kBias>(rows, in, layer.out_pad, common + weights.weight + column * packed(layer.in),
+                                         hat + column, layer.ld, common + weights.bias + column);
+        norm_relu<S, kKeep, false>(rows, hat + column, out + column, layer.ld, layer.out, layer.out_pad,
+                                   common + weights.gain + column, common + weights.offset + column,
+                                   at(layout.layers[l].rstd) + e, size.experts);
       }
     }
+  }
+
+  template <bool kKeep>
+  Left expert_input(int64_t l, int64_t e) const {
+    const LayerSize& before = size.layers[l - 1];
+    return left(size.layers[l].in, activations(l - 1, kKeep) + e * before.out_pad, before.ld, 1);
   }
 
   // Gate probabilities [rows][T * G] into the gate buffer, coefficients [rows][T * E] into coef.
@@ -173,9 +250,11 @@ struct Tile {
     if (s.gated > 0) {
       E::template product<Init::kBias>(rows, r, s.gates_pad, own + pack_layout.gate_weight, gate, s.ld_gate,
                                        own + pack_layout.gate_bias);
-      for (int64_t i = 0; i < rows; ++i) shift_by_maximum(gate + i * s.ld_gate, mask);
-      for (int64_t i = 0; i < rows * s.ld_gate; i += S::kLanes) S::store(gate + i, S::exp(S::load(gate + i)));
-      for (int64_t i = 0; i < rows; ++i) normalise(gate + i * s.ld_gate, mask);
+      if (s.masked) {
+        softmax<true>(gate, mask);
+      } else {
+        softmax<false>(gate, mask);
+      }
     }
     for (int64_t i = 0; i < rows; ++i) {
       T* coef = at(layout.coef) + i * s.tasks * s.experts;
@@ -186,31 +265,34 @@ struct Tile {
     }
   }
 
-  // Subtracts each task's largest score. The padding is zeroed too, since exp runs over whole vectors of the buffer.
-  void shift_by_maximum(T* scores, const T* mask) const {
-    for (int64_t t = 0; t < size.tasks; ++t) {
-      T* score = scores + t * size.gated;
-      T top = -S::kInfinity;
-      for (int64_t g = 0; g < size.gated; ++g) {
-        const bool open = !size.masked || mask[t * size.gated + g] != 0;
-        // Written so that a NaN score stays the maximum and poisons this row's softmax, as in PyTorch.
-        if (open && !(score[g] <= top)) top = score[g];
+  // Scores [rows][T * G] -> softmax over each task's open gates. exp runs over whole vectors of the buffer: the padding
+  // holds zeros, as the packed weights and biases there are zero.
+  template <bool kMasked>
+  void softmax(T* gate, const T* mask) const {
+    const NetworkSize& s = size;
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t t = 0; t < s.tasks; ++t) {
+        T* score = gate + i * s.ld_gate + t * s.gated;
+        T top = -S::kInfinity;
+        // A NaN score may not become the maximum, but it poisons the row's sum.
+        for (int64_t g = 0; g < s.gated; ++g) {
+          if (!kMasked || mask[t * s.gated + g] != 0) top = score[g] > top ? score[g] : top;
+        }
+        for (int64_t g = 0; g < s.gated; ++g) score[g] -= top;
       }
-      for (int64_t g = 0; g < size.gated; ++g) score[g] -= top;
     }
-    for (int64_t j = size.tasks * size.gated; j < size.ld_gate; ++j) scores[j] = 0;
-  }
-
-  void normalise(T* weights, const T* mask) const {
-    for (int64_t t = 0; t < size.tasks; ++t) {
-      T* weight = weights + t * size.gated;
-      T sum = 0;
-      for (int64_t g = 0; g < size.gated; ++g) {
-        if (size.masked && mask[t * size.gated + g] == 0) weight[g] = 0;
-        sum += weight[g];
+    for (int64_t i = 0; i < rows * s.ld_gate; i += S::kLanes) S::store(gate + i, S::exp(S::load(gate + i)));
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t t = 0; t < s.tasks; ++t) {
+        T* weight = gate + i * s.ld_gate + t * s.gated;
+        T sum = 0;
+        for (int64_t g = 0; g < s.gated; ++g) {
+          if (kMasked && mask[t * s.gated + g] == 0) weight[g] = 0;
+          sum += weight[g];
+        }
+        const T scale = kMasked && sum == 0 ? T(0) : T(1) / sum;  // 0: every gate of the pair is masked
+        for (int64_t g = 0; g < s.gated; ++g) weight[g] *= scale;
       }
-      if (sum == 0) continue;  // every expert of this pair is masked
-      for (int64_t g = 0; g < size.gated; ++g) weight[g] /= sum;
     }
   }
 
@@ -256,12 +338,14 @@ struct Tile {
                                        s.ld_tower, tower_vector(t, 0));
       const T* head = tower_vector(t, 3);
       const T bias = own[pack_layout.head_bias + t];
+      T* h = at(h_offset) + t * s.tower_pad;
+      norm_relu<S, kKeep, false>(rows, hat, h, s.ld_tower, s.tower, s.tower_pad, tower_vector(t, 1), tower_vector(t, 2),
+                                 at(layout.tower_rstd) + t, s.tasks);
       for (int64_t i = 0; i < rows; ++i) {
-        T* h = at(h_offset) + i * s.ld_tower + t * s.tower_pad;
-        norm_relu_row<S, kKeep, false>(hat + i * s.ld_tower, h, s.tower, s.tower_pad, tower_vector(t, 1),
-                                       tower_vector(t, 2), at(layout.tower_rstd) + i * s.tasks + t);
-        typename S::Reg dot = S::zero();
-        for (int64_t v = 0; v < s.tower_pad; v += S::kLanes) dot = S::fma(S::load(h + v), S::load(head + v), dot);
+        auto dot = S::zero();
+        for (int64_t v = 0; v < s.tower_pad; v += S::kLanes) {
+          dot = S::fma(S::load(h + i * s.ld_tower + v), S::load(head + v), dot);
+        }
         at(layout.logit)[i * s.tasks + t] = S::sum(dot) + bias;
       }
     }
@@ -291,6 +375,7 @@ struct BackwardTile : Tile<E> {
   using Base::rows;
   using Base::size;
   using typename Base::Left;
+  using Across = typename E::Across;
   using typename Base::S;
   using typename Base::T;
 
@@ -298,10 +383,11 @@ struct BackwardTile : Tile<E> {
   T* common_grad;
   T* own_grad;
 
+  Across across(int64_t k, const T* a, int64_t lda) const { return E::across(rows, k, a, lda, at(layout.operand[0])); }
+
   // c [k][n_pad] += a^T b over the tile's rows: a weight gradient.
-  void outer(int64_t k, int64_t n_pad, const T* a, int64_t lda, const T* b, int64_t ldb, T* c, int64_t ldc) const {
-    T* const room[2] = {at(layout.operand[0]), at(layout.operand[1])};
-    E::outer(rows, k, n_pad, a, lda, b, ldb, c, ldc, room);
+  void outer(const Across& a, int64_t n_pad, const T* b, int64_t ldb, T* c, int64_t ldc) const {
+    E::outer(rows, a, n_pad, b, ldb, c, ldc, at(layout.operand[1]));
   }
 
   // Vector gradients are summed over the tile first, in this scratch memory, and added to the worker's at its end: sums
@@ -335,14 +421,15 @@ struct BackwardTile : Tile<E> {
           S::store(d_head + v, S::fma(d, S::load(h + v), S::load(d_head + v)));
           S::store(d_h + v, S::mul(d, S::load(head + v)));
         }
-        norm_relu_backward_row<S>(d_h, at(layout.tower_hat) + column, at(layout.tower_rstd)[i * s.tasks + t], s.tower,
-                                  s.tower_pad, Base::tower_vector(t, 1), Base::tower_vector(t, 2), vectors,
-                                  vectors + s.tower_pad, vectors + 2 * s.tower_pad);
       }
+      T* d_tower = at(layout.d_h) + t * s.tower_pad;
+      norm_relu_backward<S>(rows, d_tower, d_tower, at(layout.tower_hat) + t * s.tower_pad, s.ld_tower,
+                            at(layout.tower_rstd) + t, s.tasks, s.tower, s.tower_pad, Base::tower_vector(t, 1),
+                            Base::tower_vector(t, 2), {vectors, vectors + s.tower_pad, vectors + 2 * s.tower_pad});
       own_grad[grad_layout.head_bias + t] += d_bias;
       add_sums(vectors, 4 * s.tower_pad, own_grad + grad_layout.tower_vectors + t * 4 * s.tower_pad);
       const T* d_pre = at(layout.d_h) + t * s.tower_pad;
-      outer(s.width, s.tower_pad, at(layout.u) + t * s.width_pad, s.ld_width, d_pre, s.ld_tower,
+      outer(across(s.width, at(layout.u) + t * s.width_pad, s.ld_width), s.tower_pad, d_pre, s.ld_tower,
             own_grad + grad_layout.tower_weight + t * s.width * s.tower_pad, s.tower_pad);
       E::template product<Init::kZero>(rows, left(s.tower, d_pre, s.ld_tower), s.width_pad,
                                        own + pack_layout.tower_weight_t + t * packed(s.tower) * s.width_pad,
@@ -403,7 +490,8 @@ struct BackwardTile : Tile<E> {
     for (int64_t j = s.tasks * s.gated; j < s.gates_pad; ++j) d_gate[j] = 0;
   }
 
-  // d_z of the last layer -> d_r; gradients of every expert layer.
+  // d_z of the last layer -> d_r; gradients of every expert layer. Expert after expert: its d_z, [rows][X], is still in
+  // L1 when its weight gradient sums over it.
   void experts() const {
     for (int64_t l = size.depth - 1; l >= 0; --l) {
       const LayerSize& layer = size.layers[l];
@@ -412,48 +500,47 @@ struct BackwardTile : Tile<E> {
       const int64_t columns = size.experts * layer.out_pad;
       T* d_z = at(layout.d_z[l & 1]);
       T* sums = open_sums(3 * columns);
-      for (int64_t i = 0; i < rows; ++i) {
-        for (int64_t e = 0; e < size.experts; ++e) {
-          const int64_t column = e * layer.out_pad;
-          norm_relu_backward_row<S>(d_z + i * layer.ld + column, at(layout.layers[l].hat) + i * layer.ld + column,
-                                    at(layout.layers[l].rstd)[i * size.experts + e], layer.out, layer.out_pad,
-                                    common + weights.gain + column, common + weights.offset + column, sums + column,
-                                    sums + columns + column, sums + 2 * columns + column);
+      const Across r = l == 0 ? across(layer.in, at(layout.r), size.ld_hidden) : Across{};
+      for (int64_t e = 0; e < size.experts; ++e) {
+        const int64_t column = e * layer.out_pad;
+        norm_relu_backward<S>(rows, d_z + column, d_z + column, at(layout.layers[l].hat) + column, layer.ld,
+                              at(layout.layers[l].rstd) + e, size.experts, layer.out, layer.out_pad,
+                              common + weights.gain + column, common + weights.offset + column,
+                              {sums + column, sums + columns + column, sums + 2 * columns + column});
+        if (l == 0) {
+          outer(r, layer.out_pad, d_z + column, layer.ld, common_grad + grads.weight + column, columns);
+        } else {
+          deeper_layer(l, e, d_z + column);
         }
       }
       add_sums(sums, columns, common_grad + grads.bias);
       add_sums(sums + columns, columns, common_grad + grads.gain);
       add_sums(sums + 2 * columns, columns, common_grad + grads.offset);
       if (l == 0) {
-        outer(layer.in, columns, at(layout.r), size.ld_hidden, d_z, layer.ld, common_grad + grads.weight, columns);
         E::template product<Init::kZero>(rows, left(columns, d_z, layer.ld), size.hidden_pad, common + weights.weight_t,
                                          at(layout.d_r), size.ld_hidden);
-      } else {
-        deeper_layer(l, d_z);
       }
     }
   }
 
-  void deeper_layer(int64_t l, const T* d_z) const {
+  // One expert's weight gradient in layer l > 0, and the gradient of its input.
+  void deeper_layer(int64_t l, int64_t e, const T* d_z) const {
     const LayerSize& layer = size.layers[l];
     const LayerSize& before = size.layers[l - 1];
-    const T* in = at(layout.layers[l - 1].out);
-    T* d_in = at(layout.d_z[(l - 1) & 1]);
-    for (int64_t e = 0; e < size.experts; ++e) {
-      outer(layer.in, layer.out_pad, in + e * before.out_pad, before.ld, d_z + e * layer.out_pad, layer.ld,
-            common_grad + grad_layout.layers[l].weight + e * layer.in * layer.out_pad, layer.out_pad);
-      E::template product<Init::kZero>(rows, left(layer.out, d_z + e * layer.out_pad, layer.ld), before.out_pad,
-                                       common + pack_layout.layers[l].weight_t + e * packed(layer.out) * before.out_pad,
-                                       d_in + e * before.out_pad, before.ld);
-    }
+    const T* in = at(layout.layers[l - 1].out) + e * before.out_pad;
+    outer(across(layer.in, in, before.ld), layer.out_pad, d_z, layer.ld,
+          common_grad + grad_layout.layers[l].weight + e * layer.in * layer.out_pad, layer.out_pad);
+    E::template product<Init::kZero>(rows, left(layer.out, d_z, layer.ld), before.out_pad,
+                                     common + pack_layout.layers[l].weight_t + e * packed(layer.out) * before.out_pad,
+                                     at(layout.d_z[(l - 1) & 1]) + e * before.out_pad, before.ld);
   }
 
   void gates() const {
     const NetworkSize& s = size;
     if (s.gated == 0) return;
     const T* d_gate = at(layout.d_gate);
-    outer(s.hidden, s.gates_pad, at(layout.r), s.ld_hidden, d_gate, s.ld_gate, own_grad + grad_layout.gate_weight,
-          s.gates_pad);
+    outer(across(s.hidden, at(layout.r), s.ld_hidden), s.gates_pad, d_gate, s.ld_gate,
+          own_grad + grad_layout.gate_weight, s.gates_pad);
     T* d_bias = open_sums(s.gates_pad);
     for (int64_t i = 0; i < rows; ++i) add_sums(d_gate + i * s.ld_gate, s.gates_pad, d_bias);
     add_sums(d_bias, s.gates_pad, own_grad + grad_layout.gate_bias);
@@ -468,37 +555,29 @@ struct BackwardTile : Tile<E> {
     const NetworkSize& s = size;
     const int64_t n = s.hidden_pad;
     T* sums = open_sums(6 * n);  // bias, gain, offset of the skip layer, then of the star layer
-    for (int64_t i = 0; i < rows; ++i) {
-      const T* d_r = at(layout.d_r) + i * s.ld_hidden;
-      T* d_star = at(layout.d_star) + i * s.ld_hidden;
-      T* d_skip = at(layout.d_skip) + i * s.ld_hidden;
-      for (int64_t v = 0; v < s.hidden_pad; v += S::kLanes) {
-        S::store(d_star + v, S::load(d_r + v));
-        S::store(d_skip + v, S::load(d_r + v));
-      }
-      norm_relu_backward_row<S>(d_skip, at(layout.skip_hat) + i * s.ld_hidden, at(layout.skip_rstd)[i], s.hidden,
-                                s.hidden_pad, common + pack_layout.skip_gain, common + pack_layout.skip_offset, sums,
-                                sums + n, sums + 2 * n);
-      if (s.star_linear) {
-        add_sums(d_star, n, sums + 3 * n);
-      } else {
-        norm_relu_backward_row<S>(d_star, at(layout.star_hat) + i * s.ld_hidden, at(layout.star_rstd)[i], s.hidden,
-                                  s.hidden_pad, common + pack_layout.star_gain, common + pack_layout.star_offset,
-                                  sums + 3 * n, sums + 4 * n, sums + 5 * n);
-      }
+    const T* d_r = at(layout.d_r);
+    norm_relu_backward<S>(rows, d_r, at(layout.d_skip), at(layout.skip_hat), s.ld_hidden, at(layout.skip_rstd), 1,
+                          s.hidden, n, common + pack_layout.skip_gain, common + pack_layout.skip_offset,
+                          {sums, sums + n, sums + 2 * n});
+    if (s.star_linear) {
+      for (int64_t i = 0; i < rows; ++i) add_sums(d_r + i * s.ld_hidden, n, sums + 3 * n);
+    } else {
+      norm_relu_backward<S>(rows, d_r, at(layout.d_star), at(layout.star_hat), s.ld_hidden, at(layout.star_rstd), 1,
+                            s.hidden, n, common + pack_layout.star_gain, common + pack_layout.star_offset,
+                            {sums + 3 * n, sums + 4 * n, sums + 5 * n});
     }
+    const T* d_star = s.star_linear ? d_r : at(layout.d_star);
     add_sums(sums, n, common_grad + grad_layout.skip_bias);
     add_sums(sums + n, n, common_grad + grad_layout.skip_gain);
     add_sums(sums + 2 * n, n, common_grad + grad_layout.skip_offset);
     add_sums(sums + 3 * n, n, own_grad + grad_layout.star_bias);
     add_sums(sums + 4 * n, n, common_grad + grad_layout.star_gain);
     add_sums(sums + 5 * n, n, common_grad + grad_layout.star_offset);
-    outer(s.inputs, s.hidden_pad, at(layout.x), s.ld_input, at(layout.d_star), s.ld_hidden,
-          own_grad + grad_layout.star_weight, s.hidden_pad);
-    outer(s.inputs, s.hidden_pad, at(layout.x), s.ld_input, at(layout.d_skip), s.ld_hidden,
-          common_grad + grad_layout.skip_weight, s.hidden_pad);
+    const Across x = across(s.inputs, at(layout.x), s.ld_input);
+    outer(x, n, d_star, s.ld_hidden, own_grad + grad_layout.star_weight, n);
+    outer(x, n, at(layout.d_skip), s.ld_hidden, common_grad + grad_layout.skip_weight, n);
     if (!input_grad) return;
-    E::template product<Init::kZero>(rows, left(s.hidden, at(layout.d_star), s.ld_hidden), s.inputs_pad,
+    E::template product<Init::kZero>(rows, left(s.hidden, d_star, s.ld_hidden), s.inputs_pad,
                                      own + pack_layout.star_weight_t, at(layout.d_x), s.ld_input);
     E::template product<Init::kAdd>(rows, left(s.hidden, at(layout.d_skip), s.ld_hidden), s.inputs_pad,
                                     common + pack_layout.skip_weight_t, at(layout.d_x), s.ld_input);

@@ -180,22 +180,21 @@ struct Packer {
       vectors(e.bias + from, e.gain + from, e.offset + from, layer.out, layer.out_pad, packed + p.bias + to,
               packed + p.gain + to, packed + p.offset + to);
     }
-    if (l == 0) {
-      const Blocks<T> source{e.weight, layer.in, s.experts, layer.out, layer.out, layer.in * layer.out};
-      const int64_t columns = s.experts * layer.out_pad;
-      pack_matrix(source, layer.out_pad, true, matrix(packed + p.weight, layer.in, columns));
-      if (backward) pack_transposed(source, layer.out_pad, matrix(packed + p.weight_t, columns, s.hidden_pad));
-      return;
-    }
-    const int64_t in_pad = s.layers[l - 1].out_pad;
+    const int64_t matrix_size = layer.in * layer.out;
     for (int64_t i = 0; i < s.experts; ++i) {
-      const Blocks<T> source{e.weight + i * layer.in * layer.out, layer.in, 1, layer.out, layer.out, 0};
+      const Blocks<T> source{e.weight + i * matrix_size, layer.in, 1, layer.out, layer.out, 0};
       T* to = packed + p.weight + i * packed_size(layer.in, layer.out_pad);
       pack_matrix(source, layer.out_pad, true, matrix(to, layer.in, layer.out_pad));
-      if (backward) {
+      if (backward && l > 0) {
+        const int64_t in_pad = s.layers[l - 1].out_pad;
         T* transposed = packed + p.weight_t + i * packed_size(layer.out, in_pad);
         pack_transposed(source, layer.out, matrix(transposed, layer.out, in_pad));
       }
+    }
+    if (backward && l == 0) {
+      // The gradient of the first layer's input is one product over the outputs of all experts.
+      const Blocks<T> source{e.weight, layer.in, s.experts, layer.out, layer.out, matrix_size};
+      pack_transposed(source, layer.out_pad, matrix(packed + p.weight_t, s.experts * layer.out_pad, s.hidden_pad));
     }
   }
 

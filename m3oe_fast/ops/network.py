@@ -1,6 +1,6 @@
-"""`network`: ids, dense columns and domain to logits [B, T] through the compiled CPU kernels, with gradients of everything.
-`network_loss`: the same up to the training loss, forward and backward in one pass. `pack` and `infer`: without gradients,
-from weights packed once.
+"""`network`: ids, dense columns and domain to logits [B, T] through the compiled CPU kernels, with gradients of
+everything. `network_loss`: the same up to the training loss, forward and backward in one pass. `pack` and `infer`:
+without gradients, from weights packed once.
 
 The ops `m3oe_fast::network_*` carry no autograd of their own; the `Function`s here add it. They are in ctx style on
 purpose: a separate `setup_context` costs 17 us more per call.
@@ -72,8 +72,8 @@ def network(
     """The whole network from its inputs to logits (`folded.network` for rows in any order).
 
     Args:
-        x (Tensor): [B, I] float32, or float64 on the scalar path (for gradient checks). With `lookup` [B, C], the columns
-            behind the embeddings, I = F N + C.
+        x (Tensor): [B, I] float32, or float64 on the scalar path (for gradient checks). With `lookup` [B, C], the
+            columns behind the embeddings, I = F N + C.
         domain (Tensor): [B] int32 or int64 in [0, D).
         weights: see `folded.NetworkWeights`; all in the dtype of x.
         lookup: the embedded part of the input.

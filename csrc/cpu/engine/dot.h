@@ -28,9 +28,17 @@ struct DotEngine {
 
   struct Session {};
 
+  static constexpr int64_t kChunk = 12;
+
   struct Left {
     const float* words;
     int64_t ld, k;  // in words
+    Left from(int64_t row) const { return {words + row * ld, ld, k}; }
+  };
+
+  struct Across {
+    const float* words;
+    int64_t ld, k, pairs;
   };
 
   static Left left(int64_t rows, int64_t k, const float* a, int64_t lda, float* room) {
@@ -45,13 +53,17 @@ struct DotEngine {
     gemm<DotWords, kInit>(rows, a.k, n_pad, a.words, a.ld, packed, c, ldc, bias);
   }
 
-  static void outer(int64_t rows, int64_t k, int64_t n_pad, const float* a, int64_t lda, const float* b, int64_t ldb,
-                    float* c, int64_t ldc, float* const (&room)[2]) {
+  static Across across(int64_t rows, int64_t k, const float* a, int64_t lda, float* room) {
     const int64_t pairs = round_up(rows, 2) / 2;
     const int64_t ld = round_up(k, 16);
-    words_of_pairs<false>(rows, pairs, ld, a, lda, room[0], ld, 0);
-    words_of_pairs<false>(rows, pairs, n_pad, b, ldb, room[1], n_pad, 0);
-    gemm_tn<DotWords>(pairs, k, n_pad, room[0], ld, room[1], n_pad, c, ldc);
+    words_of_pairs<false>(rows, pairs, ld, a, lda, room, ld, 0);
+    return {room, ld, k, pairs};
+  }
+
+  static void outer(int64_t rows, const Across& a, int64_t n_pad, const float* b, int64_t ldb, float* c, int64_t ldc,
+                    float* room) {
+    words_of_pairs<false>(rows, a.pairs, n_pad, b, ldb, room, n_pad, 0);
+    gemm_tn<DotWords>(a.pairs, a.k, n_pad, a.words, a.ld, room, n_pad, c, ldc);
   }
 };
 

@@ -1,7 +1,8 @@
 // The engine of fused multiply-adds on elements as they are: fp32, and double on the portable set.
 //
-// An engine multiplies a tile's rows by packed weights (`product`) and accumulates weight gradients (`outer`). `left`
-// turns rows of the tile into its operand format once for all products that share them; here there is nothing to do.
+// An engine multiplies a tile's rows by packed weights (`product`) and sums weight gradients over rows (`outer`).
+// `left` and `across` turn rows of the tile into the format of the left operand once for all products that share them;
+// here there is nothing to do. `room` is scratch memory that must live as long as the result (TileLayout::operand).
 #pragma once
 
 #include "../gemm_kernel.h"
@@ -17,14 +18,20 @@ struct FmaEngine {
 
   struct Session {};  // nothing to set up around a tile
 
+  static constexpr int64_t kChunk = 12;  // rows whose products are normalised while they are in L1
+
   struct Left {
     const T* a;
     int64_t ld, k;
+    Left from(int64_t row) const { return {a + row * ld, ld, k}; }
   };
+  using Across = Left;
 
-  // The rows a [rows][k], row stride lda, as the left operand of products. `room` is scratch memory that must live as
-  // long as the result (TileLayout::operand).
+  // The rows a [rows][k], row stride lda, as the left operand of products.
   static Left left(int64_t, int64_t k, const T* a, int64_t lda, T*) { return {a, lda, k}; }
+
+  // The same as the left operand of sums over rows.
+  static Across across(int64_t, int64_t k, const T* a, int64_t lda, T*) { return {a, lda, k}; }
 
   // c [rows][n_pad] = a B: from zero, from a bias [n_pad], or added to what c holds.
   template <Init kInit>
@@ -34,9 +41,8 @@ struct FmaEngine {
   }
 
   // c [k][n_pad] += a^T b with a [rows][k] and b [rows][n_pad].
-  static void outer(int64_t rows, int64_t k, int64_t n_pad, const T* a, int64_t lda, const T* b, int64_t ldb, T* c,
-                    int64_t ldc, T* const (&)[2]) {
-    gemm_tn<S>(rows, k, n_pad, a, lda, b, ldb, c, ldc);
+  static void outer(int64_t rows, const Across& a, int64_t n_pad, const T* b, int64_t ldb, T* c, int64_t ldc, T*) {
+    gemm_tn<S>(rows, a.k, n_pad, a.a, a.ld, b, ldb, c, ldc);
   }
 };
 

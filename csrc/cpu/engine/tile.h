@@ -69,9 +69,17 @@ struct TileEngine {
     Words from(int64_t row, int64_t column) const { return {words + row * ld + column, ld, low}; }
   };
 
+  static constexpr int64_t kChunk = 32;
+
   struct Left {
     Words words;
     int64_t k;  // in words, a multiple of 16
+    Left from(int64_t row) const { return {words.from(row, 0), k}; }
+  };
+
+  struct Across {
+    Words words;  // rows are columns of the tile
+    int64_t k, pairs;
   };
 
   static Left left(int64_t rows, int64_t k, const float* a, int64_t lda, float* room) {
@@ -177,29 +185,32 @@ struct TileEngine {
     }
   }
 
-  static void outer(int64_t rows, int64_t k, int64_t n_pad, const float* a, int64_t lda, const float* b, int64_t ldb,
-                    float* c, int64_t ldc, float* const (&room)[2]) {
+  static Across across(int64_t rows, int64_t k, const float* a, int64_t lda, float* room) {
     const int64_t pairs = round_up(rows, 32) / 2;
     const int64_t k_pad = round_up(k, 16);
-    float* a_pairs = room[0] + planes(kOperand) * k_pad * pairs;
+    float* a_pairs = room + planes(kOperand) * k_pad * pairs;
     words_of_pairs<kLow>(rows, pairs, k_pad, a, lda, a_pairs, k_pad, pairs * k_pad);
     for (int64_t plane = 0; plane < planes(kOperand); ++plane) {
       for (int64_t i = 0; i < k_pad; i += 16) {
         for (int64_t m = 0; m < pairs; m += 16) {
-          transpose_words(a_pairs + (plane * pairs + m) * k_pad + i, k_pad, room[0] + (plane * k_pad + i) * pairs + m,
+          transpose_words(a_pairs + (plane * pairs + m) * k_pad + i, k_pad, room + (plane * k_pad + i) * pairs + m,
                           pairs);
         }
       }
     }
-    words_of_pairs<kLow>(rows, pairs, n_pad, b, ldb, room[1], n_pad, pairs * n_pad);
-    const Words left{room[0], pairs, k_pad * pairs};
-    const Words right{room[1], n_pad, pairs * n_pad};
+    return {{room, pairs, k_pad * pairs}, k, pairs};
+  }
+
+  static void outer(int64_t rows, const Across& a, int64_t n_pad, const float* b, int64_t ldb, float* c, int64_t ldc,
+                    float* room) {
+    words_of_pairs<kLow>(rows, a.pairs, n_pad, b, ldb, room, n_pad, a.pairs * n_pad);
+    const Words right{room, n_pad, a.pairs * n_pad};
     for (int64_t n = 0; n < n_pad; n += 32) {
-      for (int64_t i = 0; i < k; i += 32) {
-        with_block(k - i, n_pad - n, [&](auto r, auto columns) {
+      for (int64_t i = 0; i < a.k; i += 32) {
+        with_block(a.k - i, n_pad - n, [&](auto r, auto columns) {
           alignas(64) float sum[32 * 32];
-          product_block<Init::kZero, r(), columns()>(left.from(i, 0), right.from(0, n), pairs, sum, 32, nullptr);
-          const int64_t valid = k - i < 32 ? k - i : 32;
+          product_block<Init::kZero, r(), columns()>(a.words.from(i, 0), right.from(0, n), a.pairs, sum, 32, nullptr);
+          const int64_t valid = a.k - i < 32 ? a.k - i : 32;
           for (int64_t row = 0; row < valid; ++row) {
             for (int64_t j = 0; j < 16 * columns(); j += 16) {
               float* to = c + (i + row) * ldc + n + j;

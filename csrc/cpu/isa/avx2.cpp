@@ -16,6 +16,7 @@ struct Avx2 {
   using Reg = __m256;
   static constexpr int kLanes = 8;
   static constexpr int kPanelVectors = 2;
+  static constexpr int kNormRows = 2;
   static constexpr float kInfinity = __builtin_inff();
   static constexpr int block_rows(int vectors) { return vectors >= 2 ? 6 : 10; }
 
@@ -37,6 +38,10 @@ struct Avx2 {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
+  }
+  template <int R>
+  static void sums(const Reg (&v)[R], T* to) {
+    for (int i = 0; i < R; ++i) to[i] = sum(v[i]);
   }
   static T sqrt(T v) { return __builtin_sqrtf(v); }
 

@@ -16,6 +16,7 @@ struct Avx512 {
   using Reg = __m512;
   static constexpr int kLanes = 16;
   static constexpr int kPanelVectors = 4;
+  static constexpr int kNormRows = 4;
   static constexpr float kInfinity = __builtin_inff();
   // Accumulators stay below 32 registers, with room for NV vectors of B and one broadcast.
   static constexpr int block_rows(int vectors) { return vectors >= 4 ? 6 : vectors == 3 ? 8 : 12; }
@@ -35,6 +36,19 @@ struct Avx512 {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(condition, zero(), _CMP_NLE_UQ), v);
   }
   static T sum(Reg v) { return _mm512_reduce_add_ps(v); }
+  // The sums of R vectors; four together take half the shuffles of four times one.
+  template <int R>
+  static void sums(const Reg (&v)[R], T* to) {
+    if constexpr (R == 4) {
+      const __m256 first = _mm256_hadd_ps(halves(v[0]), halves(v[1]));
+      const __m256 second = _mm256_hadd_ps(halves(v[2]), halves(v[3]));
+      const __m256 all = _mm256_hadd_ps(first, second);
+      _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
+    } else {
+      for (int i = 0; i < R; ++i) to[i] = sum(v[i]);
+    }
+  }
+  static __m256 halves(Reg v) { return _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)); }
   static T sqrt(T v) { return __builtin_sqrtf(v); }
 
   static Reg min(Reg a, Reg b) { return _mm512_min_ps(a, b); }

@@ -14,6 +14,7 @@ struct Portable {
   typedef T Reg __attribute__((vector_size(16)));
   static constexpr int kLanes = 16 / sizeof(T);
   static constexpr int kPanelVectors = 2;
+  static constexpr int kNormRows = 2;
   static constexpr T kInfinity = static_cast<T>(__builtin_inf());
   static constexpr int block_rows(int vectors) { return vectors >= 2 ? 4 : 8; }
 
@@ -37,6 +38,10 @@ struct Portable {
     T total = v[0];
     for (int i = 1; i < kLanes; ++i) total += v[i];
     return total;
+  }
+  template <int R>
+  static void sums(const Reg (&v)[R], T* to) {
+    for (int i = 0; i < R; ++i) to[i] = sum(v[i]);
   }
   static T sqrt(T v) {
     if constexpr (sizeof(T) == 4) return __builtin_sqrtf(v);
