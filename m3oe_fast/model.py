@@ -69,7 +69,7 @@ class M3oE(nn.Module):
         first_id = torch.tensor([0, *config.vocab_sizes[:-1]]).cumsum(0) if config.vocab_sizes else torch.empty(0)
         self.register_buffer("_first_row", first_id.to(torch.int64), persistent=False)
         self.register_buffer("_vocab", torch.tensor(config.vocab_sizes, dtype=torch.int64), persistent=False)
-        self.register_load_state_dict_post_hook(lambda model, _: model.drop_packed_weights())
+        self.register_load_state_dict_post_hook(_weights_loaded)
         self._served: tuple[tuple[str, torch.device, torch.dtype], str] | None = None
         self._choose_backend()
 
@@ -456,6 +456,11 @@ class M3oE(nn.Module):
                     f"{source}: weight {name!r} is {list(tensor.shape)}, this model needs {list(own[name].shape)}"
                 )
         self.load_state_dict(weights)
+
+
+def _weights_loaded(model: M3oE, _: object) -> None:
+    # Not a lambda: a model must pickle, hooks included.
+    model.drop_packed_weights()
 
 
 @contextlib.contextmanager
