@@ -70,14 +70,14 @@ class M3oE(nn.Module):
         self.register_buffer("_first_row", first_id.to(torch.int64), persistent=False)
         self.register_buffer("_vocab", torch.tensor(config.vocab_sizes, dtype=torch.int64), persistent=False)
         self.register_load_state_dict_post_hook(_weights_loaded)
-        self._served: tuple[tuple[str, torch.device, torch.dtype], str] | None = None
+        self._served: tuple[tuple[str, torch.device, torch.dtype, str], str] | None = None
         self._choose_backend()
 
     def _choose_backend(self) -> str:
         """Decided once per request, device and dtype: a traced graph then holds a comparison, not the decision."""
-        request = (self.backend, self.embedding.device, self.embedding.dtype)
+        request = (self.backend, self.embedding.device, self.embedding.dtype, self.precision)
         if self._served is None or self._served[0] != request:
-            self._served = (request, backends.choose(*request, self.precision))
+            self._served = (request, backends.choose(*request))
             backends.warn_if_fp32(self._served[1], self.precision)
         return self._served[1]
 
@@ -222,7 +222,10 @@ class M3oE(nn.Module):
         """Without gradients and from cached weights. Everything here is paid per call, also for one row."""
         from m3oe_fast.ops import infer
 
-        weights, packed = self._pack() if self.training else self._packed.get(self._all_parameters(), self._pack)
+        if self.training:
+            weights, packed = self._pack()
+        else:
+            weights, packed = self._packed.get(self._all_parameters(), self.precision, self._pack)
         with _values_as_value_error():
             return infer(
                 dense.to(packed.dtype),

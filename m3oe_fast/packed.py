@@ -38,7 +38,7 @@ class PackedWeights(NamedTuple):
 
 
 class _Entry(NamedTuple):
-    signs: tuple[int, ...]
+    signs: tuple[Any, ...]
     kept: list[Tensor]  # the parameters and aliases of their storage: neither identity nor address can be reused
     value: PackedWeights
 
@@ -48,11 +48,13 @@ class PackedCache:
 
     def __init__(self) -> None:
         self._entry: _Entry | None = None
+        self._dropped = 0
 
-    def get(self, parameters: Sequence[Tensor], make: Callable[[], PackedWeights]) -> PackedWeights:
-        """The weights of these parameters, made anew if any of the signs says so."""
+    def get(self, parameters: Sequence[Tensor], precision: str, make: Callable[[], PackedWeights]) -> PackedWeights:
+        """The weights of these parameters at this precision, made anew if any of the signs says so."""
         try:
-            signs = (_optimizer_steps, *(sign for p in parameters for sign in (id(p), p.data_ptr(), p._version)))
+            of_each = (s for p in parameters for s in (id(p), p.data_ptr(), p._version, p.is_contiguous()))
+            signs = (precision, self._dropped, _optimizer_steps, *of_each)
         except RuntimeError:  # inference tensors have no version: nothing tells whether they changed
             return make()
         entry = self._entry
@@ -64,7 +66,8 @@ class PackedCache:
         return value
 
     def drop(self) -> None:
-        """Forget the weights."""
+        """Forget the weights, those too that another thread is just making."""
+        self._dropped += 1
         self._entry = None
 
     def __deepcopy__(self, _: dict[int, Any]) -> PackedCache:

@@ -179,8 +179,9 @@ void EmbeddingGrad<T>::add_large(int64_t job, T* to) const {
     for (int64_t b = 0; b < ids_.rows(); ++b) {
       for (size_t j = 0; j < large_.size(); ++j) {
         const int64_t id = ids_.id(b, large_[j]);
+        if (!ids_.fits(id, large_[j])) continue;
         const int64_t row = ids_.first_row(large_[j]) + id;
-        if (owner(row, workers_) != job || !ids_.fits(id, large_[j])) continue;
+        if (owner(row, workers_) != job) continue;
         T* sum = to + result_row(row) * n;
         const T* values = stored(b) + static_cast<int64_t>(j) * n;
         for (int64_t c = 0; c < n; ++c) sum[c] += values[c];

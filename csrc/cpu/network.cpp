@@ -169,13 +169,24 @@ struct Run {
   bool backward_;
 };
 
+// Stands behind packed weights: in which format they are. Two formats can take the same number of elements.
+template <typename T>
+T format_mark(const NetworkKernels<T>& kernels) {
+  return static_cast<T>(static_cast<int64_t>(kernels.format.operand) * 4096 + kernels.panel);
+}
+
+template <typename T>
+void check_packed(const Tensor& packed, const Run<T>& run) {
+  const int64_t elements = run.layout.pack_elements();
+  const bool fits = packed.numel() == elements + 1 && packed.is_contiguous() &&
+                    packed.const_data_ptr<T>()[elements] == format_mark(run.kernels);
+  STD_TORCH_CHECK(fits, "network: the packed weights are of another network or precision");
+}
+
 template <typename T>
 void forward(const Call& call, const Tensor* packed, bool probability, Tensor& result) {
   Run<T> run(call, false);
-  if (packed != nullptr) {
-    STD_TORCH_CHECK(packed->numel() == run.layout.pack_elements() && packed->is_contiguous(),
-                    "network: the packed weights are of another network or precision");
-  }
+  if (packed != nullptr) check_packed(*packed, run);
   run.open(0, packed);
   T* out = result.mutable_data_ptr<T>();
   std::atomic<int64_t> next{0};
@@ -317,11 +328,13 @@ Tensor network_pack(const std::vector<Tensor>& weights, const std::optional<Tens
   for (int64_t d = 0; d < call.shape.domains; ++d) domains[d] = d;
   const auto packed_by = [&]<typename T>(const NetworkKernels<T>& kernels) {
     const Layout layout(call.shape, kernels.lanes, kernels.format, sizeof(T), 1, false);
-    Tensor packed = torch::stable::new_empty(call.weights.front(), {layout.pack_elements()});
+    Tensor packed = torch::stable::new_empty(call.weights.front(), {layout.pack_elements() + 1});
+    T* data = packed.template mutable_data_ptr<T>();
     // Whole buffer: the gaps between aligned parts must not differ from call to call.
-    std::fill_n(packed.template mutable_data_ptr<T>(), layout.pack_elements(), T(0));
+    std::fill_n(data, layout.pack_elements(), T(0));
+    data[layout.pack_elements()] = format_mark(kernels);
     const auto threads = static_cast<int64_t>(torch::stable::get_num_threads());
-    pack(call, layout, kernels.panel, false, threads, domains, packed.template mutable_data_ptr<T>());
+    pack(call, layout, kernels.panel, false, threads, domains, data);
     return packed;
   };
   return call.is_double() ? packed_by(active_kernels<double>(call.precision))

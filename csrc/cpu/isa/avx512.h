@@ -36,17 +36,15 @@ struct Avx512 {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(condition, zero(), _CMP_NLE_UQ), v);
   }
   static T sum(Reg v) { return _mm512_reduce_add_ps(v); }
-  // The sums of R vectors; four together take half the shuffles of four times one.
+  // The sums of R vectors, up to four; four together take half the shuffles of four times one. The order of the
+  // additions is the same for any R: a row's result must not depend on how many rows are summed with it.
   template <int R>
   static void sums(const Reg (&v)[R], T* to) {
-    if constexpr (R == 4) {
-      const __m256 first = _mm256_hadd_ps(halves(v[0]), halves(v[1]));
-      const __m256 second = _mm256_hadd_ps(halves(v[2]), halves(v[3]));
-      const __m256 all = _mm256_hadd_ps(first, second);
-      _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
-    } else {
-      for (int i = 0; i < R; ++i) to[i] = sum(v[i]);
-    }
+    static_assert(R <= 4);
+    const auto half = [&](int i) { return i < R ? halves(v[i]) : _mm256_setzero_ps(); };
+    const __m256 all = _mm256_hadd_ps(_mm256_hadd_ps(half(0), half(1)), _mm256_hadd_ps(half(2), half(3)));
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
+    _mm_mask_storeu_ps(to, (1 << R) - 1, four);
   }
   static __m256 halves(Reg v) { return _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)); }
   static T sqrt(T v) { return __builtin_sqrtf(v); }
