@@ -41,14 +41,16 @@ class _FromX(nn.Module):
 
 
 class _FromIds(_FromX):
-    """Logits [B, T] from ids [B, F] and dense [B, C]."""
+    """Logits [B, T] from ids [B, F] and dense [B, C], or their sigmoid."""
 
-    def __init__(self, model: M3oE, counts: list[int]) -> None:
+    def __init__(self, model: M3oE, counts: list[int], probabilities: bool = False) -> None:
         super().__init__(model, counts)
         self.model = copy.deepcopy(model).requires_grad_(False)
+        self.probabilities = probabilities
 
     def forward(self, ids: Tensor, dense: Tensor, order: Tensor) -> Tensor:
-        return unsort(self.sorted_logits(self.model.embed(ids[order], dense[order])), order)
+        logits = self.sorted_logits(self.model.embed(ids[order], dense[order]))
+        return unsort(torch.sigmoid(logits) if self.probabilities else logits, order)
 
 
 class _Loss(nn.Module):
@@ -89,11 +91,15 @@ class CompiledContender(Contender):
             return torch.compile(module, fullgraph=True, dynamic=False, backend=backend, **options)
 
         self._from_ids = _frozen(compiled(_FromIds(self.model, self.counts)))
+        self._probabilities = _frozen(compiled(_FromIds(self.model, self.counts, probabilities=True)))
         self._from_x = _frozen(compiled(_FromX(self.model, self.counts)))
         self._loss = compiled(_Loss(self.model, self.counts))
 
     def forward(self, batch: Batch) -> Tensor:
         return self._from_ids(batch.ids, batch.dense, self._order(batch.domain))
+
+    def predict(self, batch: Batch) -> Tensor:
+        return self._probabilities(batch.ids, batch.dense, self._order(batch.domain))
 
     def network(self, x: Tensor, domain: Tensor) -> Tensor:
         return self._from_x(x, self._order(domain))

@@ -21,15 +21,23 @@ class Contender(ABC):
 
     Attributes:
         name: as printed.
+        own: whether it is m3oe_fast.
+        precision: that of its products, which the gate judges it by.
         optimizers: the Adam variants its training step is measured with, "fused" or "default".
     """
 
     name: str
+    own: bool = False
+    precision: str = "fp32"
     optimizers: tuple[str, ...] = ("fused",)
 
     @abstractmethod
     def forward(self, batch: Batch) -> Tensor:
         """Logits [B, T] from ids, in the batch's row order; called without gradients."""
+
+    def predict(self, batch: Batch) -> Tensor:
+        """Probabilities [B, T] from ids; called without gradients."""
+        return torch.sigmoid(self.forward(batch))
 
     @abstractmethod
     def network(self, x: Tensor, domain: Tensor) -> Tensor:
@@ -53,14 +61,13 @@ class Contender(ABC):
             parameter.grad = None
         self.loss(batch).backward()
 
-    def stepper(self, batch: Batch, optimizer: str) -> Callable[[], None]:
+    def adam(self, optimizer: str = "fused") -> torch.optim.Adam:
+        """Adam over all parameters, "fused" or "default"."""
+        fused = True if optimizer == "fused" else None
+        return torch.optim.Adam(self.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=fused)
+
+    def stepper(self, batch: Batch, adam: torch.optim.Adam) -> Callable[[], None]:
         """A whole training step on this batch: zero_grad, forward, loss, backward, Adam."""
-        adam = torch.optim.Adam(
-            self.parameters(),
-            LEARNING_RATE,
-            weight_decay=WEIGHT_DECAY,
-            fused=True if optimizer == "fused" else None,
-        )
 
         def step() -> None:
             adam.zero_grad(set_to_none=True)

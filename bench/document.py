@@ -14,7 +14,7 @@ FORMAT = 1
 
 
 def header(kind: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """The part every document has; `kind` is "compare" or "epoch"."""
+    """The part every document has; `kind` is the command's name."""
     return {
         "format": FORMAT,
         "kind": kind,

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping
 
 ALLOCATORS = ("tuned", "default")
+BOTH = "both"
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
 
@@ -30,7 +31,12 @@ def wanted(allocator: str, environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def ensure(allocator: str) -> None:
-    """Start this process again with the wanted environment, unless it already has it."""
+    """Start this process again with the wanted environment, unless it already has it.
+
+    For "both" this process times nothing: it starts others, one with each.
+    """
+    if allocator == BOTH:
+        return
     environ = wanted(allocator, os.environ)
     if environ != dict(os.environ):
         sys.stdout.flush()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -27,6 +28,7 @@ FLAGS = (
 )
 
 PEAK_BURSTS = 20
+Measured = TypeVar("Measured")
 
 
 def describe() -> dict[str, Any]:
@@ -77,6 +79,17 @@ def fma_peak(threads: int) -> float | None:
     if _extension.reasons_missing():
         return None
     return max(float(_extension.load().measure_fma_peak(threads)) for _ in range(PEAK_BURSTS))
+
+
+def under_peak(threads: int, measure: Callable[[], Measured]) -> tuple[Measured, float | None]:
+    """What `measure` returns, and the FMA peak measured right before and after it: the higher of both.
+
+    The machine was at least that fast, and no share of it is overstated.
+    """
+    before = fma_peak(threads)
+    result = measure()
+    after = fma_peak(threads)
+    return result, None if before is None or after is None else max(before, after)
 
 
 def _cpuinfo() -> dict[str, str]:

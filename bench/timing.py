@@ -32,10 +32,19 @@ class Summary(NamedTuple):
     cpu: float
     faults: float
 
+    def quartiles(self) -> dict[str, float]:
+        """The wall times as documents keep them."""
+        return {"median": self.median, "q1": self.q1, "q3": self.q3, "min": self.least}
 
-def interleave(calls: Mapping[str, Callable[[], object]], rounds: int, warmup: int) -> dict[str, list[Sample]]:
+
+def interleave(
+    calls: Mapping[str, Callable[[], object]], rounds: int, warmup: int, burst: int = 1
+) -> dict[str, list[Sample]]:
     """Time every call `rounds` times after `warmup` untimed rounds; each round starts with another
     contender.
+
+    Args:
+        burst: calls in a row before it is the next contender's turn, each timed by itself.
     """
     names = list(calls)
     for _ in range(warmup):
@@ -48,7 +57,7 @@ def interleave(calls: Mapping[str, Callable[[], object]], rounds: int, warmup: i
         for turn in range(rounds):
             shift = turn % len(names)
             for name in names[shift:] + names[:shift]:
-                samples[name].append(time_call(calls[name]))
+                samples[name] += [time_call(calls[name]) for _ in range(burst)]
     finally:
         gc.enable()
     return samples

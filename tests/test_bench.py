@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,13 +20,37 @@ ROOT = Path(__file__).resolve().parents[1]
 # Last, so that an installed m3oe_fast comes before the source folder.
 sys.path.append(str(ROOT))
 
-from bench import compare, document, environment, epoch, flops, gate, report, timing, workload  # noqa: E402
+from bench import (  # noqa: E402
+    child,
+    command,
+    compare,
+    contenders,
+    document,
+    environment,
+    epoch,
+    flops,
+    gate,
+    latency,
+    machine,
+    memory,
+    merge,
+    plot,
+    report,
+    scaling,
+    seeds,
+    timing,
+    workload,
+)
+from bench.autocast import AutocastContender  # noqa: E402
 from bench.compiled import CompiledContender  # noqa: E402
 from bench.contender import Contender  # noqa: E402
 from bench.eager import FoldedContender, OwnContender, PublishedContender  # noqa: E402
 from bench.measures import MEASURES, calls  # noqa: E402
 from bench.sorting import by_domain, sorted_loss, unsort  # noqa: E402
-from m3oe_fast import M3oEConfig, reference  # noqa: E402
+from m3oe_fast import M3oE, M3oEConfig, reference, rounding  # noqa: E402
+from m3oe_fast.data import load  # noqa: E402
+from m3oe_fast.errors import DataError, UserError  # noqa: E402
+from m3oe_fast.model import FUSION_NAMES  # noqa: E402
 
 SMALL = M3oEConfig(
     vocab_sizes=(11, 3, 7),
@@ -71,7 +96,7 @@ def test_contender_passes_gate(make: type[Contender], small: workload.Workload, 
     assert {f.quantity for f in findings} == {
         "logits from ids",
         "logits from x",
-        *(f"gradient of {name}" for name in names),
+        *(f"gradient of {name}" for name in (names - set(FUSION_NAMES)) | {"fusion logits"}),
     }
 
 
@@ -285,14 +310,16 @@ def test_epoch_report_renders_undefined_auc() -> None:
     assert "| a/click  |         - |   - |" in text
 
 
-def test_epoch_trains_through_the_trainer(tmp_path: Path) -> None:
+def test_epoch_and_seeds_train_through_the_trainer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     log = tmp_path / "log"
     log.mkdir()
     g = torch.Generator().manual_seed(0)
     rows = torch.randint(0, 5, (400, 3), generator=g).tolist()
     lines = [f"{u}\t{i}\t{20 + 10 * d}\t{(u + i + d) % 5 + 1}" for u, i, d in rows]
     (log / "log.inter").write_text("user_id:token\titem_id:token\tage:float\trating:float\n" + "\n".join(lines) + "\n")
-    dataset = epoch.load(
+    dataset = load(
         f"recbole:{log}",
         cache_dir=str(tmp_path / "cache"),
         domain_column="age",
@@ -302,7 +329,324 @@ def test_epoch_trains_through_the_trainer(tmp_path: Path) -> None:
     options = epoch.TrainOptions(epochs=1, batch_size=64)
     done = epoch.fit(dataset, "reference", options)
     assert done.sample.wall >= sum(done.epoch_seconds) > 0
-    assert done.result.best_epoch == 1
+    assert done.result.best_epoch == 1 and done.computes == "fp32"
+
+    monkeypatch.setattr(environment, "ensure", lambda allocator: None)
+    monkeypatch.setattr(command, "load_data", lambda options: dataset)
+    path = tmp_path / "seeds.json"
+    short = ["--precision", "fp32", "--seeds", "1", "2", "--epochs", "1", "--batch_size", "64"]
+    assert seeds.main([*short, "--backend", "reference", "--threads", "1", "--json", str(path)]) == 0
+    (row,) = json.loads(path.read_text())["precisions"]
+    assert [run["seed"] for run in row["runs"]] == [1, 2] and row["within_spread"] and row["difference"] == 0
+    assert "mean test AUC" in capsys.readouterr().out
+
+
+class RoundedContender(FoldedContender):
+    """m3oe_fast as it would be at a reduced precision: folded, every product with rounded operands."""
+
+    own = True
+
+    def __init__(self, work: workload.Workload, precision: str, noise: float = 0.0) -> None:
+        super().__init__(work)
+        self.precision, self.noise = precision, noise
+        self.name = f"m3oe_fast, {precision}"
+
+    def _logits(self, x: torch.Tensor, domain: torch.Tensor) -> torch.Tensor:
+        parameters = dict(self.model.named_parameters())
+        logits = reference.forward(parameters, self.config, x, domain, rounding.matmul(self.precision))
+        return logits * (1 + self.noise)
+
+    def forward(self, batch):
+        return self._logits(self.model.embed(batch.ids, batch.dense), batch.domain)
+
+    def network(self, x, domain):
+        return self._logits(x, domain)
+
+    def loss(self, batch):
+        return reference.pair_losses(self.forward(batch), batch.domain, batch.label, self.config.num_domains).sum()
+
+
+@pytest.fixture(scope="module")
+def reduced(small: workload.Workload) -> gate.Oracle:
+    return gate.make_oracle(small, gradients=True, precisions=("bf16x3", "bf16"))
+
+
+def test_products_are_rounded_as_named() -> None:
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(40, 64, generator=g), torch.randn(64, 30, generator=g)
+    exact = a.double() @ b.double()
+    errors = {p: gate.relative_error(rounding.matmul(p)(a, b), exact) for p in rounding.PRECISIONS}
+    assert errors["fp32"] < 1e-6 < errors["bf16x3"] < 1e-5 < 1e-3 < errors["bf16"] < 5e-3
+    a.requires_grad_()
+    b.requires_grad_()
+    (rounding.matmul("bf16")(a, b) * exact.float()).sum().backward()
+    assert torch.equal(a.grad, exact.bfloat16().float() @ b.detach().bfloat16().float().mT)
+
+
+@pytest.mark.parametrize("precision", ["bf16x3", "bf16"])
+def test_gate_judges_by_precision(precision: str, small: workload.Workload, reduced: gate.Oracle) -> None:
+    findings = gate.check(RoundedContender(small, precision), small, reduced, MEASURES)
+    assert gate.logit_error(findings, "network") == gate.logit_error(findings, "step") > 1e-6
+    with pytest.raises(gate.GateError, match="logits"):
+        gate.check(RoundedContender(small, precision, noise=0.05), small, reduced, MEASURES)
+    if precision == "bf16":
+        with pytest.raises(gate.GateError, match="logits"):
+            # Under the name of a better precision.
+            contender = RoundedContender(small, precision)
+            contender.precision, contender.forward = "bf16x3", RoundedContender(small, precision).forward
+            gate.check(contender, small, reduced, MEASURES)
+
+
+def test_opponents_in_reduced_precision_are_measured_not_refused(
+    small: workload.Workload, reduced: gate.Oracle
+) -> None:
+    class Far(FoldedContender):
+        def forward(self, batch):
+            return super().forward(batch) * 1.5
+
+    class Broken(FoldedContender):
+        def forward(self, batch):
+            return super().forward(batch) * float("nan")
+
+    findings = gate.check(AutocastContender(Far(small)), small, reduced, MEASURES)
+    assert gate.logit_error(findings, "forward") > 0.4
+    assert 1e-4 < gate.logit_error(findings, "network") < 2e-2
+    with pytest.raises(gate.GateError, match="logits from ids"):
+        gate.check(AutocastContender(Broken(small)), small, reduced, ("forward",))
+
+
+def test_compiled_under_autocast(small: workload.Workload, reduced: gate.Oracle) -> None:
+    contender = AutocastContender(CompiledContender(small, backend="eager"))
+    findings = gate.check(contender, small, reduced, ("forward", "predict", "step"))
+    assert 1e-4 < gate.logit_error(findings, "forward") < 2e-2
+    assert contender.name == "torch.compile, batched + folded, bf16 autocast"
+
+
+def test_contenders_of_each_precision(small: workload.Workload, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(contenders.BUILDERS, contenders.OWN, RoundedContender)
+
+    def field(precision: str) -> list[tuple[str, str]]:
+        made = [contenders.build(key, small, precision) for key in contenders.keys([])]
+        return [(contender.name, contender.precision) for contender in made]
+
+    assert field("bf16x3")[:2] == [("eager, published style", "fp32"), ("eager, batched + folded", "fp32")]
+    assert field("bf16") == [
+        ("eager, published style, fp32", "fp32"),
+        ("eager, batched + folded, bf16 autocast", "bf16"),
+        ("m3oe_fast, bf16", "bf16"),
+    ]
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands run in this process, on a small network, with m3oe_fast's rounding written in eager PyTorch."""
+
+    def own(work: workload.Workload, precision: str = "fp32") -> Contender:
+        return OwnContender(work) if precision == "fp32" else RoundedContender(work, precision)
+
+    monkeypatch.setattr(environment, "ensure", lambda allocator: None)
+    monkeypatch.setattr(workload, "PUBLISHED", SMALL)
+    monkeypatch.setitem(contenders.BUILDERS, contenders.OWN, own)
+    monkeypatch.setattr(machine, "PEAK_BURSTS", 1)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_compare_sections_by_precision_and_both_allocators(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def in_this_process(module: str, arguments: list[str]) -> dict:
+        assert module == "bench.compare"
+        return compare.run(compare._parse(arguments))
+
+    monkeypatch.setattr(child, "run", in_this_process)
+    path = tmp_path / "c.json"
+    sections = ["--precision", "fp32", "bf16x3", "bf16", "--what", "forward", "step", "--allocator", "both"]
+    rounds = ["--batch", "128", "--rounds", "2", "--warmup", "1", "--json", str(path)]
+    assert compare.main([*COMPARE, *sections, *rounds]) == 0
+    kept = json.loads(path.read_text())
+    assert {(m["precision"], m["allocator"]) for m in kept["measurements"]} == {
+        (precision, allocator) for precision in rounding.PRECISIONS for allocator in environment.ALLOCATORS
+    }
+    assert len(kept["measurements"]) == 2 * len(kept["merged"]) == 12
+    assert set(kept["environment"]) == set(environment.ALLOCATORS)
+    errors = {row["name"]: row["logit_error"] for m in kept["merged"] for row in m["contenders"]}
+    assert errors["m3oe_fast, bf16"] > 1e-4 > 1e-5 > errors["m3oe_fast, bf16x3"] > errors["m3oe_fast, reference"]
+    printed = capsys.readouterr().out
+    assert "bf16: Training step" in printed and "error of logits" in printed and "| allocator |" in printed
+    assert report.main([str(path), "--summary"]) == 0
+    assert capsys.readouterr().out.count("vs eager, published style") == 3
+
+
+def test_merge_takes_the_better_run_of_each() -> None:
+    def run(allocator: str, *medians: float) -> dict:
+        rows = [
+            {"name": name, "own": name == "own", "seconds": {"median": median}, "gflops": 10 / median}
+            for name, median in zip(("eager", "own"), medians, strict=True)
+        ]
+        peak = 100.0 if allocator == "tuned" else 80.0
+        section = {"precision": "fp32", "what": "step", "batch": 4, "allocator": allocator}
+        measured = section | {"fma_peak_gflops": peak, "contenders": rows}
+        return {"environment": {}, "config": {}, "macs": {}, "gate": [], "measurements": [measured]}
+
+    runs = {"tuned": run("tuned", 8.0, 2.0), "default": run("default", 6.0, 3.0)}
+    (merged,) = merge.merge({}, runs)["merged"]
+    assert [(row["allocator"], row["speedup_of_own"]) for row in merged["contenders"]] == [
+        ("default", 3.0),
+        ("tuned", 1.0),
+    ]
+    assert merged["contenders"][1]["share_of_peak"] == 5 / 100
+    runs["default"]["measurements"][0]["batch"] = 5
+    with pytest.raises(ValueError, match="cannot merge"):
+        merge.merge({}, runs)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_latency(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "l.json"
+    small_run = ["--batch", "1", "33", "--rounds", "2", "--calls", "3", "--json", str(path)]
+    assert latency.main([*COMPARE, *small_run]) == 0
+    kept = json.loads(path.read_text())
+    assert [(m["batch"], m["calls"]) for m in kept["measurements"]] == [(1, 6), (33, 6)]
+    for measured in kept["measurements"]:
+        own = next(row for row in measured["contenders"] if row["own"])
+        for row in measured["contenders"]:
+            assert 0 < row["seconds"]["median"] <= row["seconds"]["p99"]
+        ratio = measured["contenders"][0]["seconds"]["median"] / own["seconds"]["median"]
+        assert measured["contenders"][0]["speedup_of_own"] == ratio
+    assert "p99 ms" in capsys.readouterr().out
+    assert latency.percentile([float(n) for n in range(101)], 99) == 99
+    assert latency.percentile([3.0], 99) == 3
+
+    class Wrong(FoldedContender):
+        def predict(self, batch):
+            return super().forward(batch)
+
+    monkeypatch.setitem(contenders.BUILDERS, "folded", Wrong)
+    assert latency.main([*COMPARE, *small_run]) == 1
+    captured = capsys.readouterr()
+    assert "probabilities" in captured.err and captured.out == ""
+
+
+@pytest.mark.usefixtures("tiny")
+def test_scaling(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "s.json"
+    small_run = ["--grid", "5x2", "2x2", "3x1", "--batch", "300", "--rounds", "2", "--warmup", "1"]
+    assert scaling.main(["--backend", "reference", "--threads", "1", *small_run, "--json", str(path)]) == 0
+    kept = json.loads(path.read_text())
+    assert [(s["domains"], s["tasks"], s["experts"]) for s in kept["sizes"]] == [(5, 2, 10), (2, 2, 7), (3, 1, 7)]
+    assert [(r["domains"], r["against"]) for r in kept["ratios"]] == [(5, 2)]
+    five, two, _ = kept["sizes"]
+    assert kept["ratios"][0]["raw"] == five["gflops"] / two["gflops"]
+    # Three more experts: one layer or two, their coefficients; forward, weight gradients, input gradients.
+    expert = 17 * 9 + 9 * 6
+    assert five["flops_per_row"] - two["flops_per_row"] == 2 * 3 * (3 * expert + 3 * 2 * 6)
+    assert "2 rows per domain" in capsys.readouterr().out
+    batch = scaling.make_batch(scaling.Size(7, 3).config(), 21, seed=0)
+    assert torch.bincount(batch.domain).tolist() == [3] * 7 and batch.label.shape == (21, 3)
+
+
+def test_routed_oracle_is_the_oracle(small: workload.Workload, oracle: gate.Oracle) -> None:
+    routed = gate.make_routed_oracle(small, gradients=True)
+    assert gate.relative_error(routed.logits, oracle.logits) < 1e-12
+    for name, exact in oracle.gradients.items():
+        assert gate.relative_error(routed.gradients[name], exact) < 1e-9, name
+
+
+@pytest.mark.usefixtures("tiny")
+def test_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def in_this_process(module: str, arguments: list[str]) -> dict:
+        return memory.run_one(memory._parse(arguments))
+
+    monkeypatch.setattr(child, "run", in_this_process)
+    path = tmp_path / "m.json"
+    assert memory.main([*COMPARE, "--batch", "64", "--rounds", "1", "--json", str(path)]) == 0
+    rows = json.loads(path.read_text())["contenders"]
+    assert [row["own"] for row in rows] == [False, False, True]
+    parameters = sum(p.numel() for p in M3oE(SMALL, backend="reference").parameters())
+    for row in rows:
+        assert row["state_bytes"] == 16 * parameters
+        assert row["extra_bytes"] == row["peak_bytes"] - row["base_bytes"] >= 0
+    assert "extra MiB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("how", ["watermark", "sampled"])
+def test_peak_memory_sees_what_is_freed_again(how: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if how == "sampled" or not os.access(memory.CLEAR_REFS, os.W_OK):
+        monkeypatch.setattr(memory, "CLEAR_REFS", tmp_path / "missing" / "clear_refs")
+        how = "sampled"
+
+    def call() -> None:
+        block = torch.ones(1 << 24)
+        time.sleep(0.05)
+        del block
+
+    before, peak, found = memory.peak_memory(call)
+    assert found == how and (1 << 26) <= peak - before + (1 << 22) < (1 << 27)
+
+
+def test_child_tells_what_went_wrong() -> None:
+    with pytest.raises(UserError, match="exit status 2"):
+        child.run("bench.compare", ["--batch", "0"])
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "message"),
+    [
+        (compare.main, ["--batch", "0"], "at least 1"),
+        (compare.main, ["--precision", "fp8"], "invalid choice"),
+        (latency.main, ["--calls", "none"], "positive"),
+        (latency.main, ["--allocator", "both"], "invalid choice"),
+        (scaling.main, ["--grid", "3"], "DOMAINSxTASKS"),
+        (scaling.main, ["--grid", "0x2"], "at least 1"),
+        (scaling.main, ["--grid", "50x2", "--batch", "100"], "at least 200"),
+        (memory.main, ["--rounds", "-1"], "at least 1"),
+        (seeds.main, ["--precision", "bf16"], "must have fp32"),
+        (seeds.main, ["--seeds", "1", "1"], "all different"),
+        (seeds.main, ["--seeds", "1"], "two or more"),
+        (epoch.main, ["--opponent", "cpu"], "must differ"),
+    ],
+)
+def test_wrong_options(main, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_seeds_against_the_spread_of_fp32() -> None:
+    def runs(*aucs: float | None) -> list[dict]:
+        return [{"seed": n, "computes": "fp32", "test_auc": auc} for n, auc in enumerate(aucs)]
+
+    rows = seeds.compared({"fp32": runs(0.78, 0.80), "bf16": runs(0.79, 0.80), "bf16x3": runs(0.82, 0.83)})
+    assert [row["within_spread"] for row in rows] == [True, True, False]
+    assert rows[1]["difference"] == pytest.approx(0.005) and rows[0]["std"] == pytest.approx(0.02 / 2**0.5)
+    with pytest.raises(DataError, match="undefined"):
+        seeds.compared({"fp32": runs(0.78, None)})
+
+
+def test_report_refuses_other_files(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    for content, message in (("{", "not JSON"), ("[]", "no result"), ('{"kind": "other"}', "'other'")):
+        path.write_text(content)
+        with pytest.raises(DataError, match=message):
+            report.main([str(path)])
+    with pytest.raises(DataError, match=r"of bench\.epoch"):
+        report.summary({"kind": "epoch"})
+
+
+def test_figure_of_the_kept_results(tmp_path: Path) -> None:
+    kept = str(ROOT / "bench" / "results" / "compare.json")
+    document = report.read(kept)
+    shown = plot.bars([document], "forward", 40960)
+    assert [precision for precision, _, _ in shown] == ["fp32"] * 4
+    with pytest.raises(DataError, match="no measurement"):
+        plot.bars([document], "forward", 7)
+    with pytest.raises(DataError, match=r"of bench\.epoch"):
+        plot.bars([{"kind": "epoch"}], "forward", 7)
+    pytest.importorskip("matplotlib")
+    assert plot.main([kept, "--out", str(tmp_path / "f" / "a.png")]) == 0
+    assert (tmp_path / "f" / "a.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(UserError, match="foo"):
+        plot.main([kept, "--out", str(tmp_path / "a.foo")])
 
 
 def test_pytest_suite_collects_and_runs(tmp_path: Path) -> None:

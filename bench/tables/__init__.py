@@ -1,0 +1,1 @@
+"""Result documents as Markdown: `<command>.render(document)` gives the lines below the line of conditions."""
