@@ -130,7 +130,7 @@ class OwnContender(Contender):
         switches = {"star_linear": self.config.star_activation == "linear", "precision": self.precision}
         weights = folded.fold(parameters, self.config)
         packed = pack(weights, self.config.input_dim, **switches)
-        return lambda x, domain: infer(x, domain, weights, packed, **switches)
+        return lambda x, domain: infer(x, domain, weights.flat(), packed, **switches)
 
     def _suffix(self) -> str:
         if self.precision == "fp32":

@@ -226,7 +226,7 @@ class M3oE(nn.Module):
             weights, packed = self._pack()
         else:
             weights, packed = self._packed.get(self._all_parameters(), self.precision, self._pack)
-        with _values_as_value_error():
+        try:
             return infer(
                 dense.to(packed.dtype),
                 domain,
@@ -237,6 +237,8 @@ class M3oE(nn.Module):
                 precision=self.precision,
                 probability=probability,
             )
+        except RuntimeError as error:
+            raise _as_value_error(error) from None
 
     def _pack(self) -> PackedWeights:
         from m3oe_fast.ops import pack
@@ -245,7 +247,7 @@ class M3oE(nn.Module):
             weights = folded.fold(dict(self.named_parameters()), self.config)
             star_linear = self.config.star_activation == "linear"
             packed = pack(weights, self.config.input_dim, star_linear=star_linear, precision=self.precision)
-        return PackedWeights(weights, packed)
+        return PackedWeights(weights.flat(), packed)
 
     def _all_parameters(self) -> list[Tensor]:
         """Every parameter; `parameters()` walks the modules, which takes longer than scoring a row."""
@@ -472,10 +474,12 @@ def _range_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        complaint = re.search(r"(ids|domain)\[.* has \d+ \w+", str(error))  # behind the place in the C++ source
-        if complaint is None:
-            raise
-        raise ValueError(complaint[0]) from None
+        raise _as_value_error(error) from None
+
+
+def _as_value_error(error: RuntimeError) -> Exception:
+    complaint = re.search(r"(ids|domain)\[.* has \d+ \w+", str(error))  # behind the place in the C++ source
+    return error if complaint is None else ValueError(complaint[0])
 
 
 def _values_as_value_error() -> contextlib.AbstractContextManager:

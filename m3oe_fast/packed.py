@@ -17,8 +17,6 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from m3oe_fast.folded import NetworkWeights
-
 _optimizer_steps = 0
 
 
@@ -31,9 +29,10 @@ register_optimizer_step_post_hook(_count_step)
 
 
 class PackedWeights(NamedTuple):
-    """The op's weights, of which it reads the shapes, and their packed form (`m3oe_fast::network_pack`)."""
+    """The op's weights in schema order, of which it reads the shapes, and their packed form
+    (`m3oe_fast::network_pack`)."""
 
-    weights: NetworkWeights
+    weights: list[Tensor]
     packed: Tensor
 
 
@@ -53,10 +52,10 @@ class PackedCache:
     def get(self, parameters: Sequence[Tensor], precision: str, make: Callable[[], PackedWeights]) -> PackedWeights:
         """The weights of these parameters at this precision, made anew if any of the signs says so."""
         try:
-            of_each = (s for p in parameters for s in (id(p), p.data_ptr(), p._version, p.is_contiguous()))
-            signs = (precision, self._dropped, _optimizer_steps, *of_each)
+            of_each = [(id(p), p.data_ptr(), p._version, p.is_contiguous()) for p in parameters]
         except RuntimeError:  # inference tensors have no version: nothing tells whether they changed
             return make()
+        signs = (precision, self._dropped, _optimizer_steps, of_each)
         entry = self._entry
         if entry is not None and entry.signs == signs:
             return entry.value

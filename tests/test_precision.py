@@ -376,7 +376,7 @@ def test_packed_weights_give_the_bits_of_unpacked_ones(precision):
         weights = make_weights(case, torch.float32)
         x, domain, _, _ = make_inputs(case, torch.float32)
         packed = pack(weights, case.inputs, precision=precision)
-        ready = infer(x.detach(), domain, weights, packed, precision=precision)
+        ready = infer(x.detach(), domain, weights.flat(), packed, precision=precision)
         assert torch.equal(ready, network(x, domain, weights, precision=precision).detach())
         assert torch.equal(packed.view(torch.int32), pack(weights, case.inputs, precision=precision).view(torch.int32))
 

@@ -172,7 +172,7 @@ def pack(
 def infer(
     x: Tensor,
     domain: Tensor,
-    weights: NetworkWeights,
+    weights: Sequence[Tensor],
     packed: Tensor,
     *,
     lookup: Lookup | None = None,
@@ -183,12 +183,11 @@ def infer(
 ) -> Tensor:
     """`network` from packed weights, never differentiable: logits [B, T], or with `probability` their sigmoid.
 
-    The arguments are trusted where the op itself does not check them: for callers that serve one row at a time.
+    `weights` are `NetworkWeights.flat()` of the packed ones, read for their shapes. The arguments are trusted where the
+    op itself does not check them: for callers that serve one row at a time.
     """
     ids, embedding, vocab, _ = _parts(lookup)
-    return _fwd(
-        x, ids, embedding, vocab, domain, weights.flat(), gate_mask, packed, star_linear, precision, probability
-    )
+    return _fwd(x, ids, embedding, vocab, domain, weights, gate_mask, packed, star_linear, precision, probability)
 
 
 def _parts(lookup: Lookup | None) -> tuple[Tensor | None, Tensor | None, tuple[int, ...], bool]:
