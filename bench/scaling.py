@@ -127,9 +127,12 @@ def _calls(model: M3oE, options: argparse.Namespace) -> dict[str, Callable[[], o
     small, small_batch = contender(SMALL_ROWS_PER_DOMAIN * config.num_domains)
     small.train(small_batch)
     parameters = dict(small.model.named_parameters())
+    star_fold = folded.star_fold
+    if small.model.backend_name == "cpu":
+        from m3oe_fast.ops import star_fold
 
     def fold() -> None:
-        weights = folded.fold(parameters, config)
+        weights = folded.fold(parameters, config, star_fold)
         made = (weights.star_weight, weights.star_bias, weights.table)
         torch.autograd.grad(made, list(parameters.values()), [torch.ones_like(m) for m in made], allow_unused=True)
 

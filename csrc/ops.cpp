@@ -37,6 +37,8 @@
 #include "cpu/workspace.h"
 
 STABLE_TORCH_LIBRARY(m3oe_fast, m) {
+  m.def("star_fold(Tensor star_weight, Tensor shared_weight, Tensor out_weight) -> Tensor");
+  m.def("star_fold_bwd(Tensor grad, Tensor star_weight, Tensor shared_weight, Tensor out_weight) -> Tensor[]");
   m.def("network_pack(Tensor[] weights, Tensor? gate_mask, int inputs, bool star_linear, str precision) -> Tensor");
   m.def(
       "network_fwd(Tensor x, Tensor? ids, Tensor? embedding, int[] vocab, Tensor domain, Tensor[] weights, "

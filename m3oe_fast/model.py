@@ -214,7 +214,7 @@ class M3oE(nn.Module):
 
         self._packed.drop()
         with _precision_of_the_model(ids.device.type), _values_as_value_error():
-            weights = folded.fold(dict(self.named_parameters()), self.config)
+            weights = self._folded()
             dense = dense.to(self.embedding.dtype)
             return network(dense, domain, weights, lookup=self._lookup(ids), **self._switches)
 
@@ -244,10 +244,15 @@ class M3oE(nn.Module):
         from m3oe_fast.ops import pack
 
         with torch.no_grad(), _precision_of_the_model(self.embedding.device.type):
-            weights = folded.fold(dict(self.named_parameters()), self.config)
+            weights = self._folded()
             star_linear = self.config.star_activation == "linear"
             packed = pack(weights, self.config.input_dim, star_linear=star_linear, precision=self.precision)
         return PackedWeights(weights.flat(), packed)
+
+    def _folded(self) -> folded.NetworkWeights:
+        from m3oe_fast.ops import star_fold
+
+        return folded.fold(dict(self.named_parameters()), self.config, star_fold)
 
     def _all_parameters(self) -> list[Tensor]:
         """Every parameter; `parameters()` walks the modules, which takes longer than scoring a row."""
@@ -317,7 +322,7 @@ class M3oE(nn.Module):
         self._packed.drop()
         dtype = self.embedding.dtype
         with _precision_of_the_model(ids.device.type), _values_as_value_error():
-            weights = folded.fold(dict(self.named_parameters()), self.config)
+            weights = self._folded()
             return network_loss(
                 dense.to(dtype),
                 domain,

@@ -99,6 +99,13 @@ inline void gemm(int64_t rows, int64_t k_count, int64_t n_pad, const typename S:
   }
 }
 
+// C [rows][n_pad] = A B, as a plain function.
+template <class S>
+void multiply(int64_t rows, int64_t k_count, int64_t n_pad, const typename S::T* a, int64_t lda,
+              const typename S::T* packed, typename S::T* c, int64_t ldc) {
+  gemm<S, Init::kZero>(rows, k_count, n_pad, a, lda, packed, c, ldc);
+}
+
 // C[MR][NV] += sum over rows m of A[m][0..MR) x B[m][0..NV). The tile's sum starts from zero and is added at the end: a
 // chain through all rows of a batch would lose digits that sums of tile sums keep.
 template <class S, int MR, int NV>

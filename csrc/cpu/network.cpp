@@ -26,6 +26,7 @@
 #include "layout.h"
 #include "loss.h"
 #include "pack.h"
+#include "parallel.h"
 #include "route.h"
 #include "weights.h"
 #include "workspace.h"
@@ -47,28 +48,9 @@ Route make_route(const Call& call, int64_t tile_rows) {
   return result;
 }
 
-// Runs body(worker) for every worker of [0, workers), each on its own thread where there are threads.
-template <typename Body>
-void for_workers(int64_t workers, const Body& body) {
-  if (workers == 1) return body(0);  // a batch of a few rows must not pay for a parallel region
-  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t w = begin; w < end; ++w) body(w);
-  });
-}
-
-// Runs body(job) for every job, handed out as workers become free.
-template <typename Body>
-void for_jobs(int64_t jobs, int64_t workers, const Body& body) {
-  std::atomic<int64_t> next{0};
-  for_workers(std::min(workers, jobs), [&](int64_t) {
-    for (int64_t job = next++; job < jobs; job = next++) body(job);
-  });
-}
-
 int64_t count_workers(int64_t rows) {
   constexpr int64_t kRowsWorthAThread = 16;  // about 0.1 ms of work, what waking a thread costs
-  const auto threads = static_cast<int64_t>(torch::stable::get_num_threads());
-  return std::clamp<int64_t>(rows / kRowsWorthAThread, 1, threads);
+  return std::clamp<int64_t>(rows / kRowsWorthAThread, 1, num_threads());
 }
 
 // Packs the shared weights and those of the given domains (ascending, repeats allowed).
@@ -82,8 +64,9 @@ void pack(const Call& call, const Layout& layout, int64_t panel, bool backward, 
     if (jobs.back() != shared + d) jobs.push_back(shared + d);
   }
   const WeightPointers<const T*> weights = weight_pointers<T>(call);
-  for_jobs(static_cast<int64_t>(jobs.size()), workers,
-           [&](int64_t i) { pack_weights(jobs[i], weights, call.mask_data(), layout, panel, backward, packed); });
+  for_jobs(static_cast<int64_t>(jobs.size()), workers, [&](int64_t i, int64_t) {
+    pack_weights(jobs[i], weights, call.mask_data(), layout, panel, backward, packed);
+  });
 }
 
 // What forward and backward share: routing, layouts, packed weights, tiles, lookup. `extra` elements of scratch memory
@@ -246,8 +229,8 @@ void write_embedding_grad(const EmbeddingGrad<T>& from, const Call& call, int64_
     to.embedding_rows = torch::stable::new_empty(call.x, {from.result_rows()}, ScalarType::Long);
     from.write_rows(to.embedding_rows.template mutable_data_ptr<int64_t>());
   }
-  for_jobs(from.jobs(), workers, [&](int64_t job) { from.write_small(job, values); });
-  if (from.has_large()) for_jobs(from.jobs(), workers, [&](int64_t job) { from.add_large(job, values); });
+  for_jobs(from.jobs(), workers, [&](int64_t job, int64_t) { from.write_small(job, values); });
+  if (from.has_large()) for_jobs(from.jobs(), workers, [&](int64_t job, int64_t) { from.add_large(job, values); });
 }
 
 // Forward and backward of every tile. `make_output_grad(run)` gives a function (i, logit, d_logit) that writes the
@@ -293,7 +276,7 @@ void backward(const Call& call, const Wanted& wanted, Gradients& to, const MakeO
   std::vector<T*> pointers;
   for (Tensor& d_weight : to.d_weights) pointers.push_back(d_weight.mutable_data_ptr<T>());
   const std::vector<GradPiece<T>> pieces = grad_pieces(layout, name_weights(pointers));
-  for_jobs(static_cast<int64_t>(pieces.size()), run.workers, [&](int64_t i) { sum_piece(pieces[i], grads); });
+  for_jobs(static_cast<int64_t>(pieces.size()), run.workers, [&](int64_t i, int64_t) { sum_piece(pieces[i], grads); });
   if (table.has_value()) write_embedding_grad(*table, call, run.workers, wanted.table == TableGrad::kSparse, to);
 }
 
@@ -333,8 +316,7 @@ Tensor network_pack(const std::vector<Tensor>& weights, const std::optional<Tens
     // Whole buffer: the gaps between aligned parts must not differ from call to call.
     std::fill_n(data, layout.pack_elements(), T(0));
     data[layout.pack_elements()] = format_mark(kernels);
-    const auto threads = static_cast<int64_t>(torch::stable::get_num_threads());
-    pack(call, layout, kernels.panel, false, threads, domains, data);
+    pack(call, layout, kernels.panel, false, num_threads(), domains, data);
     return packed;
   };
   return call.is_double() ? packed_by(active_kernels<double>(call.precision))

@@ -107,12 +107,23 @@ struct TileLayout {
   int64_t size;
 };
 
+// Products of matrices of elements as they are.
+template <typename T>
+struct MatrixKernels {
+  // c [rows][n_pad] = a B with a [rows][k] and B packed [k][n_pad].
+  void (*product)(int64_t rows, int64_t k, int64_t n_pad, const T* a, int64_t lda, const T* packed, T* c, int64_t ldc);
+  // c [k][n_pad] += a^T b with a [rows][k] and b [rows][n_pad].
+  void (*outer)(int64_t rows, int64_t k, int64_t n_pad, const T* a, int64_t lda, const T* b, int64_t ldb, T* c,
+                int64_t ldc);
+};
+
 // What one engine offers for one element type.
 template <typename T>
 struct NetworkKernels {
   int64_t lanes;  // elements of a vector
   int64_t panel;  // columns of a packed panel, a multiple of lanes
   OperandFormat format;
+  MatrixKernels<T> matrix;  // null in engines that round their operands
 
   // x -> logits for `rows` rows of domain d; `keep` leaves in the tile what tile_backward reads.
   void (*tile_forward)(const NetworkSize&, const PackLayout&, const T* pack, const TileLayout&, T* tile, int64_t d,

@@ -630,9 +630,20 @@ void sigmoid(typename S::T* values, int64_t n) {
 }
 
 template <class E>
+constexpr MatrixKernels<typename E::T> matrix_kernels() {
+  if constexpr (E::kFormat.operand == Operand::kElement) {
+    return {&multiply<typename E::S>, &gemm_tn<typename E::S>};
+  } else {
+    return {nullptr, nullptr};
+  }
+}
+
+template <class E>
 constexpr NetworkKernels<typename E::T> network_kernels() {
   using S = typename E::S;
-  return {S::kLanes, S::kPanelVectors * S::kLanes, E::kFormat, &tile_forward<E>, &sigmoid<S>, &tile_backward<E>};
+  return {
+      S::kLanes,        S::kPanelVectors * S::kLanes, E::kFormat, matrix_kernels<E>(), &tile_forward<E>, &sigmoid<S>,
+      &tile_backward<E>};
 }
 
 }  // namespace

@@ -251,6 +251,25 @@ struct Packer {
 
 }  // namespace
 
+constexpr OperandFormat kElements{Operand::kElement, 1, 1, 0};
+
+template <typename T>
+void pack_plain(const T* from, int64_t rows, int64_t columns, int64_t n_pad, int64_t panel, T* packed) {
+  const Blocks<T> source{from, rows, 1, columns, columns, 0};
+  pack_matrix(source, n_pad, false, PackedMatrix<T>(packed, rows, n_pad, panel, kElements));
+}
+
+template <typename T>
+void pack_plain_transposed(const T* from, int64_t rows, int64_t columns, int64_t n_pad, int64_t panel, T* packed) {
+  const Blocks<T> source{from, rows, 1, columns, columns, 0};
+  pack_transposed(source, columns, PackedMatrix<T>(packed, columns, n_pad, panel, kElements));
+}
+
+template void pack_plain(const float*, int64_t, int64_t, int64_t, int64_t, float*);
+template void pack_plain(const double*, int64_t, int64_t, int64_t, int64_t, double*);
+template void pack_plain_transposed(const float*, int64_t, int64_t, int64_t, int64_t, float*);
+template void pack_plain_transposed(const double*, int64_t, int64_t, int64_t, int64_t, double*);
+
 template <typename T>
 void pack_weights(int64_t job, const WeightPointers<const T*>& weights, const bool* mask, const Layout& layout,
                   int64_t panel, bool backward, T* packed) {

@@ -1,5 +1,6 @@
 """Public functions over the compiled ops: checks, autograd, fakes. One file per op."""
 
+from m3oe_fast.ops.fold import star_fold
 from m3oe_fast.ops.network import Lookup, infer, network, network_loss, pack
 
-__all__ = ["Lookup", "infer", "network", "network_loss", "pack"]
+__all__ = ["Lookup", "infer", "network", "network_loss", "pack", "star_fold"]
