@@ -5,9 +5,13 @@ from m3oe_fast import M3oE, M3oEConfig
 
 __version__ = "0.1.0"
 
-from m3oe_fast import _extension, interop
-from m3oe_fast.config import M3oEConfig
-from m3oe_fast.model import M3oE
+from m3oe_fast import _threads
+
+_threads.wait_asleep()  # before anything imports torch
+
+from m3oe_fast import _extension, interop  # noqa: E402
+from m3oe_fast.config import M3oEConfig  # noqa: E402
+from m3oe_fast.model import M3oE  # noqa: E402
 
 _extension.find_kernels()
 

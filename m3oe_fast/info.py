@@ -10,9 +10,11 @@ import platform
 
 import torch
 
-from m3oe_fast import __version__, _extension, backends, cli
+from m3oe_fast import __version__, _extension, _threads, backends, cli
 
 PACKAGES = ("torch", "numpy", "pandas", "pyarrow", "torchmetrics", "triton")
+
+_READ = "(docs/training.md, On shared machines)"
 
 
 def describe() -> dict[str, str]:
@@ -30,12 +32,35 @@ def describe() -> dict[str, str]:
         forced = os.environ.get("M3OE_FAST_CPU_ISA")
         lines["instruction sets found"] = ", ".join(module.cpu_isas())
         lines["instruction set in use"] = module.cpu_isa() + (" (forced by M3OE_FAST_CPU_ISA)" if forced else "")
+        lines["precisions"] = _precisions()
         lines["compiler"] = module.compiler
     lines["threads"] = f"{torch.get_num_threads()} of {os.cpu_count()} processors"
+    lines["OpenMP wait policy"] = _wait_policy()
     lines["CUDA"] = (
         f"{torch.version.cuda}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "no device"
     )
     return lines
+
+
+def _precisions() -> str:
+    """Which precisions the CPU kernels in use compute in, and which are fp32 under another name."""
+    here = {name: backends.compute_precision("cpu", name) == name for name in ("fp32", "bf16x3", "bf16")}
+    others = [name for name, has_kernels in here.items() if not has_kernels]
+    return ", ".join(name for name, has_kernels in here.items() if has_kernels) + (
+        f" ({' and '.join(others)} computed in fp32 here)" if others else ""
+    )
+
+
+def _wait_policy() -> str:
+    """How waiting threads of OpenMP pass their time, as the environment of this process says."""
+    policy = os.environ.get(_threads.WAIT_POLICY)
+    if policy is None and _threads.SPIN_COUNT in os.environ:
+        return f"unset, but {_threads.SPIN_COUNT} is {os.environ[_threads.SPIN_COUNT]}"
+    if policy is None:
+        return f"unset; set {_threads.WAIT_POLICY}=PASSIVE on shared cores: spinning threads slow each other {_READ}"
+    if _threads.chosen:
+        return f"{policy}, set by this command; in programs of your own set it yourself {_READ}"
+    return policy
 
 
 def main(argv: list[str]) -> int:

@@ -110,7 +110,12 @@ class RunOptions:
     backend: Literal[("auto", *backends.NAMES)] = option(
         "auto", "What computes: auto takes the fastest that runs here, reference is plain PyTorch."
     )
-    precision: Literal[backends.PRECISIONS] = option("fp32", "Precision of the matrix products.")
+    precision: Literal[backends.PRECISIONS] = option(
+        "fp32",
+        "Operands of matrix products on backend cpu: fp32, bf16x3 (each split into two bf16 numbers, about as exact "
+        "as fp32) or bf16 (rounded); sums and weights stay fp32, and a processor without fast instructions for one "
+        "computes in fp32. tf32 is for GPUs.",
+    )
     out: str | None = option(None, "The run folder (default: runs/<data>-<time>). One that holds a run needs --resume.")
     resume: str | None = option(
         None,
@@ -315,7 +320,7 @@ def _explain(error: argparse.ArgumentError) -> str:
 def _expected(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(get_args(kind))
-    names = {int: "a whole number", float: "a number", bool: "true or false"}
+    names = {int: "a whole number", float: "a number", float | None: "a number", bool: "true or false"}
     if list[int] in get_args(kind):
         return "a whole number or a list of them"
     return names.get(kind, "text (in a YAML file, put it in quotes)")
@@ -374,7 +379,12 @@ def _describe(trainer: Trainer, options: Options) -> list[str]:
     model = trainer.model
     parameters = sum(parameter.numel() for parameter in model.parameters())
     isa = f", instruction set {model.isa_name}" if model.isa_name else ""
+    computed = model.compute_precision
+    precision = model.precision + (f" (computed in {computed} here)" if computed != model.precision else "")
     train = options.train
+    table = ""
+    if train.embedding_optimizer != "same":
+        table = f"; embedding: {train.embedding_optimizer}, lr {train.table_lr:g}, only the rows in the batch"
     outer = {
         "off": "fixed",
         "published": f"one outer step an epoch, at most {trainer.outer_steps:,}, lr {train.fusion_lr:g}",
@@ -383,9 +393,9 @@ def _describe(trainer: Trainer, options: Options) -> list[str]:
     }[train.bilevel]
     return [
         f"model     {options.model.model}, {parameters:,} parameters",
-        f"backend   {model.backend_name}{isa}, {model.precision}, {torch.get_num_threads()} threads",
+        f"backend   {model.backend_name}{isa}, {precision}, {torch.get_num_threads()} threads",
         f"training  at most {train.epochs} epochs, batch {train.batch_size:,}, {train.optimizer}, "
-        f"lr {train.lr:g}, seed {train.seed}; fusion weights: {outer}",
+        f"lr {train.lr:g}, seed {train.seed}{table}; fusion weights: {outer}",
     ]
 
 

@@ -1,23 +1,31 @@
-"""`python -m m3oe_fast.info` and the forced instruction set, each in a process of its own."""
+"""`python -m m3oe_fast.info`, the forced instruction set, how threads wait: each in a process of its own."""
 
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from m3oe_fast import _extension
+from m3oe_fast import _extension, _threads
+from m3oe_fast.info import _precisions
+
+
+def python(*argv: str, **environment: str) -> subprocess.CompletedProcess:
+    """Python with these arguments, in an environment where nobody has said how threads wait but ``environment``."""
+    inherited = {k: v for k, v in os.environ.items() if k not in (_threads.WAIT_POLICY, _threads.SPIN_COUNT)}
+    return subprocess.run(
+        [sys.executable, *argv],
+        capture_output=True,
+        text=True,
+        env={**inherited, **environment},
+        check=False,
+    )
 
 
 def info(**environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "m3oe_fast.info"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-        check=False,
-    )
+    return python("-m", "m3oe_fast.info", **environment)
 
 
 def test_report_names_versions_backends_and_instruction_sets():
@@ -29,6 +37,7 @@ def test_report_names_versions_backends_and_instruction_sets():
     assert "not built yet" in lines["backend cuda"]
     assert "scalar" in lines["instruction sets found"]
     assert {"threads", "CUDA", "python", "compiler"} <= set(lines)
+    assert lines["precisions"].strip().startswith("fp32")
 
 
 @pytest.mark.parametrize("isa", _extension.load().cpu_isas())
@@ -42,3 +51,81 @@ def test_impossible_instruction_set_turns_the_backend_off_with_the_reason():
     assert result.returncode == 0
     (line,) = [line for line in result.stdout.splitlines() if line.startswith("backend cpu")]
     assert "off: M3OE_FAST_CPU_ISA=neon cannot run here; this processor offers" in line
+
+
+@pytest.mark.parametrize(
+    ("bf16", "bf16x3", "line"),
+    [
+        (True, True, "fp32, bf16x3, bf16"),
+        (True, False, "fp32, bf16 (bf16x3 computed in fp32 here)"),
+        (False, False, "fp32 (bf16x3 and bf16 computed in fp32 here)"),
+    ],
+)
+def test_report_says_which_precisions_have_kernels(monkeypatch, bf16, bf16x3, line):
+    module = SimpleNamespace(computes_bf16=lambda: bf16, computes_bf16x3=lambda: bf16x3)
+    monkeypatch.setattr("m3oe_fast._extension.load", lambda: module)
+    assert _precisions() == line
+
+
+# How threads wait --------------------------------------------------------------------------------
+
+ASK = "import os, m3oe_fast; print(os.environ.get('OMP_WAIT_POLICY'))"
+
+
+def waits(result: subprocess.CompletedProcess) -> str:
+    """What the report says about waiting."""
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("OpenMP wait policy")]
+    return line.removeprefix("OpenMP wait policy").strip()
+
+
+@pytest.mark.parametrize(
+    "argv", [["-m", "m3oe_fast.info"], ["-mm3oe_fast.info"], ["-W", "ignore", "-um", "m3oe_fast.info"]]
+)
+def test_threads_of_own_commands_sleep(argv):
+    assert waits(python(*argv)).startswith("PASSIVE, set by this command; in programs of your own")
+
+
+def test_a_choice_of_the_user_is_kept():
+    assert waits(info(OMP_WAIT_POLICY="ACTIVE")) == "ACTIVE"
+    assert waits(info(OMP_WAIT_POLICY="PASSIVE")) == "PASSIVE"
+    assert waits(info(GOMP_SPINCOUNT="7")) == "unset, but GOMP_SPINCOUNT is 7"
+
+
+def test_a_program_that_imports_the_package_is_left_alone(tmp_path):
+    (tmp_path / "single.py").write_text(ASK)
+    # Its package imports ours while -m still looks for the module.
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "__init__.py").write_text("import m3oe_fast")
+    (tmp_path / "folder" / "tool.py").write_text(ASK)
+    for argv in (
+        ["-c", ASK],
+        [str(tmp_path / "single.py"), "-m", "m3oe_fast.info"],
+        ["-m", "single", "-m", "m3oe_fast.info"],
+        ["-m", "folder.tool", "m3oe_fast.info"],
+        ["-c", f"import sys; del sys.argv[1:]; {ASK}", "m3oe_fast.info"],
+    ):
+        result = python(*argv, PYTHONPATH=str(tmp_path))
+        assert (result.stdout, result.stderr) == ("None\n", ""), argv
+
+
+def test_own_command_that_a_program_runs_gets_the_advice():
+    code = "import sys; from m3oe_fast.info import main; sys.exit(main([]))"
+    assert waits(python("-c", code)).startswith("unset; set OMP_WAIT_POLICY=PASSIVE on shared cores")
+
+
+def as_if_typed(*words: str, before: str = "") -> str:
+    """The policy after an import while ``python WORDS`` looks for its module; ``before`` runs ahead of it."""
+    argv = ["-m", *words[words.index("-m") + 2 :]]
+    result = python("-c", f"import sys; sys.argv, sys.orig_argv = {argv}, {['python', *words]}\n{before}\n{ASK}")
+    assert result.stderr == ""
+    return result.stdout.strip()
+
+
+def test_only_the_name_behind_m_counts():
+    assert as_if_typed("-m", "m3oe_fast.train", "--epochs", "3", "-m", "x") == "PASSIVE"
+    assert as_if_typed("-m", "m3oe_fast_tools.train") == "None"
+    assert as_if_typed("-m", "pytest", "m3oe_fast.train") == "None"
+
+
+def test_too_late_after_torch():
+    assert as_if_typed("-m", "m3oe_fast.train", before="import torch") == "None"

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ import m3oe_fast
 from m3oe_fast import M3oE
 from m3oe_fast.errors import CheckpointError, ConfigError, UserError
 from m3oe_fast.prepare import main as prepare
-from m3oe_fast.train import main, parse
+from m3oe_fast.train import _describe, main, parse
 
 SMALL = [
     "--backend=reference",
@@ -85,6 +86,7 @@ def test_defaults_are_the_documented_line():
     assert (train.epochs, train.batch_size, train.lr, train.fusion_lr) == (10, 4096, 1e-3, 1e-3)
     assert (train.seed, train.weight_decay, train.patience) == (2022, 1e-5, 3)
     assert (train.bilevel, train.outer_every, train.optimizer) == ("alternating", 50, "adam")
+    assert (train.embedding_optimizer, train.embedding_lr) == ("same", None)
     assert (run.backend, run.precision, run.out, run.resume) == ("auto", "fp32", None, None)
     config = model.config((7, 8), 1, 3, 2)
     assert (config.shared_experts, config.embed_dim, config.expert_dims) == (4, 16, (64,))
@@ -189,6 +191,12 @@ def test_help_names_every_option_with_its_default_and_no_python(capsys):
         ("--epochs x", "--epochs must be a whole number, got x"),
         ("--epochs 2.5", "--epochs must be a whole number, got 2.5"),
         ("--lr high", "--lr must be a number, got high"),
+        ("--embedding_lr high", "--embedding_lr must be a number, got high"),
+        ("--embedding_lr 0.1", r"embedding_lr must be left out with embedding_optimizer same, got 0\.1"),
+        (
+            "--embedding_optimizer sgd",
+            "--embedding_optimizer must be one of same, lazy_adam, row_adagrad, got sgd",
+        ),
         ("--gate_detach maybe", "--gate_detach must be true or false"),
         ("--split half", "--split must be one of random, temporal, user, official, got half"),
         ("--epochs -1", "epochs must be .* got -1"),
@@ -327,6 +335,43 @@ def test_start_says_how_many_outer_steps_there_are_at_most(log, capsys):
     assert "warning: no outer step will be done" in capsys.readouterr().out
 
 
+def test_start_names_the_optimizer_of_the_table_and_config_yaml_keeps_it(log, capsys):
+    own = ["--embedding_optimizer=row_adagrad", "--embedding_lr=0.02"]
+    main([*log, *SMALL, *own, "--epochs=1", "--out=runs/a"])
+    assert "seed 2022; embedding: row_adagrad, lr 0.02, only the rows in the batch; fusion" in capsys.readouterr().out
+    main(["--config=runs/a/config.yaml", "--out=runs/b"])
+    for name in "ab":
+        written = yaml.safe_load(Path(f"runs/{name}/config.yaml").read_text())
+        assert (written["embedding_optimizer"], written["embedding_lr"]) == ("row_adagrad", 0.02)
+    capsys.readouterr()
+    main([*log, *SMALL, "--epochs=1", "--out=runs/c"])
+    assert "embedding:" not in capsys.readouterr().out
+    assert yaml.safe_load(Path("runs/c/config.yaml").read_text())["embedding_lr"] is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "computed", "words"),
+    [
+        ("fp32", "fp32", "avx512, fp32, "),
+        ("bf16x3", "fp32", "avx512, bf16x3 (computed in fp32 here), "),
+        ("bf16", "bf16", "avx512, bf16, "),
+    ],
+)
+def test_start_says_what_the_products_are_computed_in(asked, computed, words):
+    weights = [torch.zeros(3)]
+    model = SimpleNamespace(
+        backend_name="cpu",
+        isa_name="avx512",
+        precision=asked,
+        compute_precision=computed,
+        parameters=lambda: iter(weights),
+    )
+    (line,) = [
+        line for line in _describe(SimpleNamespace(model=model, outer_steps=1), parse([])) if line.startswith("backend")
+    ]
+    assert line.startswith(f"backend   cpu, instruction set {words}")
+
+
 def test_ctrl_c_in_the_first_epoch_prints_no_table(log, capsys, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
@@ -383,6 +428,7 @@ def test_resume_of_a_path_stays_in_its_run_folder(log):
     [
         ("--tower_dim=5", "tower_dim was 4 and is now 5"),
         ("--lr=0.5", r"lr was 0\.01 and is now 0\.5"),
+        ("--embedding_optimizer=row_adagrad", "embedding_optimizer was 'same' and is now 'row_adagrad'"),
         ("--split_seed=3", "split_seed was 0 and is now 3"),
         ("--domain_bins=30", "domains was"),
     ],

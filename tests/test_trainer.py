@@ -151,12 +151,21 @@ def compiled(*values):
         ("outer_fraction", 1.0),
         ("seed", -1),
         ("optimizer", "sgd"),
+        ("embedding_optimizer", "sgd"),
+        ("embedding_lr", 0.0),
+        ("embedding_lr", math.nan),
+        ("embedding_lr", 1e-3),  # embedding_optimizer is same
         ("bilevel", "joint"),
     ],
 )
 def test_impossible_option_is_named(field, value):
     with pytest.raises(ConfigError, match=f"^{field} must be"):
         TrainOptions(**{field: value})
+
+
+def test_the_table_has_the_learning_rate_of_the_network_unless_it_is_given_one():
+    assert TrainOptions(lr=0.5).table_lr == TrainOptions(lr=0.5, embedding_optimizer="lazy_adam").table_lr == 0.5
+    assert TrainOptions(lr=0.5, embedding_optimizer="row_adagrad", embedding_lr=0.1).table_lr == 0.1
 
 
 def test_empty_part_is_refused():
@@ -181,18 +190,21 @@ def test_it_learns():
     assert result.history[-1].train_loss < result.history[0].train_loss
 
 
+@pytest.mark.parametrize("embedding_optimizer", ["same", "lazy_adam", "row_adagrad"])
 @pytest.mark.parametrize("bilevel", ["off", "published", "alternating"])
-def test_each_weight_has_one_optimizer(bilevel):
-    trainer = make_trainer(dataclasses.replace(OPTIONS, bilevel=bilevel))
+def test_each_weight_has_one_optimizer(bilevel, embedding_optimizer):
+    trainer = make_trainer(dataclasses.replace(OPTIONS, bilevel=bilevel, embedding_optimizer=embedding_optimizer))
 
     def held(optimizer):
         groups = [] if optimizer is None else optimizer.param_groups
         return [id(parameter) for group in groups for parameter in group["params"]]
 
-    network, fusion = held(trainer.network_optimizer), held(trainer.fusion_optimizer)
+    network, fusion = held(trainer.optimizers.network), held(trainer.optimizers.fusion)
     own = [] if bilevel == "off" else [id(p) for p in trainer.model.fusion_parameters()]
     assert fusion == own
-    assert network == [id(p) for p in trainer.model.network_parameters()]
+    table = held(trainer.optimizers.embedding)
+    assert table == ([] if embedding_optimizer == "same" else [id(trainer.model.embedding)])
+    assert sorted(network + table) == sorted(id(p) for p in trainer.model.network_parameters())
     assert not set(network) & set(fusion)
 
 
@@ -288,8 +300,8 @@ def test_outer_steps_of_the_compiled_backend_agree_with_the_oracle(bilevel, back
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])
 def test_optimizers_are_fused(optimizer):
     trainer = make_trainer(dataclasses.replace(OPTIONS, optimizer=optimizer))
-    assert trainer.network_optimizer.defaults["fused"]
-    assert type(trainer.network_optimizer).__name__.lower() == optimizer
+    assert trainer.optimizers.network.defaults["fused"]
+    assert type(trainer.optimizers.network).__name__.lower() == optimizer
 
 
 def test_diverging_is_one_line():
@@ -329,6 +341,127 @@ def test_scores_that_overflow_are_no_best_epoch(monkeypatch):
     monkeypatch.setattr("m3oe_fast.training.trainer.evaluate", overflown)
     with pytest.raises(ConfigError, match=r"diverged in epoch 1 \(validation scores are not finite\)"):
         make_trainer().fit()
+
+
+def test_diverging_names_the_learning_rate_of_the_table_too():
+    model = make_model()
+    with torch.no_grad():
+        model.head_bias.fill_(math.nan)
+    options = dataclasses.replace(OPTIONS, embedding_optimizer="row_adagrad", embedding_lr=0.5)
+    with pytest.raises(ConfigError, match=r"lower lr \(now 0\.01\) or embedding_lr \(now 0\.5\)$"):
+        make_trainer(options, model=model).fit()
+
+
+# The embedding table ------------------------------------------------------------------------------
+
+BACKENDS = [pytest.param("reference"), compiled()]
+OWN = ["lazy_adam", "row_adagrad"]
+
+
+def with_item_for_outer_rows_only(options):
+    """A dataset whose item 7, in the training part, is that of the rows of the outer level and of no other."""
+    dataset = make_dataset()
+    item = dataset.train._ids[0]
+    item %= 7
+    item[make_trainer(options, dataset=dataset).outer_rows] = 7
+    return dataset
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("embedding_optimizer", ["same", *OWN])
+def test_own_optimizer_moves_the_rows_of_inner_batches_only(embedding_optimizer, backend):
+    options = dataclasses.replace(OPTIONS, embedding_optimizer=embedding_optimizer, weight_decay=0.1)
+    model = make_model(backend=backend)
+    before = model.embedding.detach().clone()
+    make_trainer(options, model=model, dataset=with_item_for_outer_rows_only(options)).fit()
+    stayed = (model.embedding == before).all(dim=1)
+    assert stayed.tolist() == [row == 7 and embedding_optimizer != "same" for row in range(11)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("bilevel", ["published", "alternating"])
+@pytest.mark.parametrize("embedding_optimizer", OWN)
+def test_outer_steps_leave_the_table_its_gradient_and_its_state(monkeypatch, embedding_optimizer, bilevel, backend):
+    options = dataclasses.replace(OPTIONS, embedding_optimizer=embedding_optimizer, bilevel=bilevel)
+    trainer = make_trainer(options, model=make_model(backend=backend))
+    table, outer_step, seen = trainer.model.embedding, trainer._outer_step, []
+
+    def state():
+        return [table.detach(), table.grad.to_dense(), *trainer.optimizers.embedding.state[table].values()]
+
+    def watched(number):
+        assert table.grad.is_sparse
+        before = [torch.as_tensor(value).clone() for value in state()]
+        outer_step(number)
+        assert all(torch.equal(one, torch.as_tensor(other)) for one, other in zip(before, state(), strict=True))
+        seen.append(number)
+
+    monkeypatch.setattr(trainer, "_outer_step", watched)
+    trainer.fit()
+    assert len(seen) == trainer.outer_steps > 0
+    if embedding_optimizer == "lazy_adam":
+        assert trainer.optimizers.embedding.state[table]["step"] == 3 * trainer.steps_per_epoch
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_lazy_adam_is_adam_where_every_batch_holds_every_row(backend):
+    options = dataclasses.replace(OPTIONS, batch_size=500, bilevel="off", weight_decay=1e-2)
+    models = {name: make_model(backend=backend) for name in ("same", "lazy_adam")}
+    for name, model in models.items():
+        make_trainer(dataclasses.replace(options, embedding_optimizer=name), model=model).fit()
+    assert not torch.equal(models["same"].embedding, make_model().embedding)
+    torch.testing.assert_close(models["same"].embedding, models["lazy_adam"].embedding, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_row_adagrad_has_the_learning_rate_of_the_table_and_the_decay_of_the_network(backend):
+    options = dataclasses.replace(
+        OPTIONS,
+        epochs=1,
+        batch_size=500,
+        bilevel="off",
+        weight_decay=0.1,
+        embedding_optimizer="row_adagrad",
+        embedding_lr=0.25,
+    )
+    model, oracle = make_model(backend=backend), make_model()
+    trainer = make_trainer(options, model=model)
+    oracle.loss(*trainer.dataset.train.take(np.arange(500))).backward()
+    trainer.fit()
+    table = oracle.embedding.detach()
+    gradient = oracle.embedding.grad + 0.1 * table
+    expected = table - 0.25 * gradient / gradient.square().mean(dim=1, keepdim=True).sqrt()
+    torch.testing.assert_close(model.embedding.detach(), expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("embedding_optimizer", OWN)
+@pytest.mark.parametrize("bilevel", ["published", "alternating"])
+@pytest.mark.parametrize("backend", [compiled()])
+def test_own_optimizer_on_the_compiled_backend_agrees_with_the_oracle(embedding_optimizer, bilevel, backend):
+    options = dataclasses.replace(
+        OPTIONS, bilevel=bilevel, fusion_lr=0.1, embedding_optimizer=embedding_optimizer, embedding_lr=0.02
+    )
+    results = [make_trainer(options, model=make_model(backend=name)).fit() for name in (backend, "reference")]
+    logloss, fusion = zip(*((r.metrics["test"]["logloss"], r.metrics["fusion"]) for r in results), strict=True)
+    assert logloss[0] == pytest.approx(logloss[1], rel=1e-3)
+    assert fusion[0] == pytest.approx(fusion[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("embedding_optimizer", ["same", *OWN])
+@pytest.mark.parametrize("before", [False, True])
+def test_training_leaves_the_model_no_gradient_and_its_kind_as_it_was(embedding_optimizer, before):
+    model = make_model()
+    model.sparse_grad = before
+    options = dataclasses.replace(OPTIONS, epochs=1, embedding_optimizer=embedding_optimizer)
+    assert make_trainer(options, model=model).fit().best_epoch == 1
+    assert model.sparse_grad is before
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("embedding_optimizer", OWN)
+def test_own_optimizer_learns(embedding_optimizer):
+    options = dataclasses.replace(OPTIONS, epochs=12, embedding_optimizer=embedding_optimizer, embedding_lr=0.01)
+    assert make_trainer(options).fit().test.mean_auc > 0.7
 
 
 # Outer steps -------------------------------------------------------------------------------------
@@ -464,16 +597,22 @@ def test_ctrl_c_while_an_epoch_is_written_keeps_that_epoch(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("bilevel", "backend"),
+    ("bilevel", "embedding_optimizer", "backend"),
     [
-        ("off", "reference"),
-        ("published", "reference"),
-        ("alternating", "reference"),
-        compiled("alternating"),
+        ("off", "same", "reference"),
+        ("published", "same", "reference"),
+        ("alternating", "same", "reference"),
+        ("published", "row_adagrad", "reference"),
+        ("alternating", "lazy_adam", "reference"),
+        compiled("alternating", "same"),
+        compiled("alternating", "row_adagrad"),
+        compiled("published", "lazy_adam"),
     ],
 )
-def test_two_and_two_epochs_are_four_bit_for_bit(tmp_path, bilevel, backend):
-    four = dataclasses.replace(OPTIONS, bilevel=bilevel, epochs=4, outer_every=3)
+def test_two_and_two_epochs_are_four_bit_for_bit(tmp_path, bilevel, embedding_optimizer, backend):
+    four = dataclasses.replace(
+        OPTIONS, bilevel=bilevel, epochs=4, outer_every=3, embedding_optimizer=embedding_optimizer
+    )
     straight = make_trainer(four, out=tmp_path / "straight", model=make_model(backend=backend))
     expected = straight.fit()
     two = dataclasses.replace(four, epochs=2)
@@ -488,7 +627,7 @@ def test_two_and_two_epochs_are_four_bit_for_bit(tmp_path, bilevel, backend):
     for name in ("last", "best"):
         one, other = (checkpoint.read(tmp_path / run / "checkpoints" / name) for run in ("straight", "halves"))
         assert_same_bits(dict(one["weights"]), dict(other["weights"]))
-        for key in ("network_optimizer", "fusion_optimizer", "stopper", "rng"):
+        for key in ("network_optimizer", "embedding_optimizer", "fusion_optimizer", "stopper", "rng"):
             torch.testing.assert_close(one["trainer"][key], other["trainer"][key], rtol=0, atol=0)
 
 
@@ -697,6 +836,7 @@ def test_checkpoint_without_training_state_is_refused(tmp_path):
         ({"hidden_dim": 9}, {}, {}, "hidden_dim was 8 and is now 9"),
         ({"shared_experts": 1}, {}, {}, "shared_experts was 2 and is now 1"),
         ({}, {"lr": 0.5}, {}, r"lr was 0\.01 and is now 0\.5"),
+        ({}, {"embedding_optimizer": "lazy_adam"}, {}, "embedding_optimizer was 'same' and is now 'lazy_adam'"),
         ({}, {"seed": 3}, {}, "seed was 2022 and is now 3"),
         ({}, {"bilevel": "off"}, {}, "bilevel was 'alternating' and is now 'off'"),
         ({}, {}, {"identity": "9", "split_seed": 4}, "split_seed was 0 and is now 4"),
@@ -780,6 +920,12 @@ def test_config_of_a_run_from_python_is_one_for_the_command(tmp_path):
     assert (options.data.split, options.data.split_seed) == ("user", 7)
     assert options.model.config((8, 3), 1, 3, 2) == make_model(fusion="per_index").config
     assert (options.data.data, options.run.out) == ("prepared:nowhere", str(tmp_path))
+
+
+def test_config_of_a_run_with_an_optimizer_for_the_table_is_one_for_the_command(tmp_path):
+    options = dataclasses.replace(OPTIONS, epochs=1, embedding_optimizer="row_adagrad", embedding_lr=0.01)
+    make_trainer(options, out=tmp_path).fit()
+    assert parse(["--config", str(tmp_path / "config.yaml")]).train == options
 
 
 def test_nothing_is_written_without_a_run_folder(tmp_path, monkeypatch):

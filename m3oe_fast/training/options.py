@@ -10,6 +10,7 @@ from m3oe_fast.data.options import option
 from m3oe_fast.errors import ConfigError
 
 Optimizer = Literal["adam", "adamw"]
+EmbeddingOptimizer = Literal["same", "lazy_adam", "row_adagrad"]
 Bilevel = Literal["off", "published", "alternating"]
 
 
@@ -26,7 +27,20 @@ class TrainOptions:
     lr: float = option(1e-3, "Learning rate of the network.")
     fusion_lr: float = option(1e-3, "Learning rate of the fusion weights (alpha and beta).")
     optimizer: Optimizer = option("adam", "adam (weight decay as an L2 term) or adamw (decoupled).")
-    weight_decay: float = option(1e-5, "Weight decay of the network; the fusion weights have none.")
+    weight_decay: float = option(
+        1e-5,
+        "Weight decay of the network; the fusion weights have none. lazy_adam and row_adagrad decay, as an L2 term, "
+        "only the rows in the batch.",
+    )
+    embedding_optimizer: EmbeddingOptimizer = option(
+        "same",
+        "What trains the embedding table: same (the network's optimizer, every row in every step, as in the published "
+        "code), lazy_adam or row_adagrad (only the rows in the batch, for large tables).",
+    )
+    embedding_lr: float | None = option(
+        None,
+        "lazy_adam, row_adagrad: learning rate of the embedding table (default: --lr); 1e-2 is usual for row_adagrad.",
+    )
     patience: int = option(3, "Stop after this many epochs without a better mean validation AUC; 0 never stops early.")
     bilevel: Bilevel = option(
         "alternating",
@@ -49,17 +63,32 @@ class TrainOptions:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**63:
                 raise ConfigError(f"{name} must be an integer of at least {least}, got {value!r}")
-        for name in ("lr", "fusion_lr", "weight_decay", "outer_fraction"):
+        rates = ["lr", "fusion_lr", *([] if self.embedding_lr is None else ["embedding_lr"])]
+        for name in (*rates, "weight_decay", "outer_fraction"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise ConfigError(f"{name} must be a finite number, got {value!r}")
-        for name in ("lr", "fusion_lr"):
+        for name in rates:
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be above 0, got {getattr(self, name)!r}")
         if self.weight_decay < 0:
             raise ConfigError(f"weight_decay must be at least 0, got {self.weight_decay!r}")
         if not 0 < self.outer_fraction < 1:
             raise ConfigError(f"outer_fraction must be between 0 and 1, got {self.outer_fraction!r}")
-        for name, choices in (("optimizer", get_args(Optimizer)), ("bilevel", get_args(Bilevel))):
+        for name, choices in (
+            ("optimizer", get_args(Optimizer)),
+            ("embedding_optimizer", get_args(EmbeddingOptimizer)),
+            ("bilevel", get_args(Bilevel)),
+        ):
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        if self.embedding_optimizer == "same" and self.embedding_lr is not None:
+            raise ConfigError(
+                f"embedding_lr must be left out with embedding_optimizer same, got {self.embedding_lr!r}: that trains "
+                "the table with lr; choose lazy_adam or row_adagrad"
+            )
+
+    @property
+    def table_lr(self) -> float:
+        """Learning rate of the embedding table."""
+        return self.lr if self.embedding_lr is None else self.embedding_lr

@@ -11,7 +11,7 @@ from m3oe_fast import checkpoint
 from m3oe_fast.errors import CheckpointError
 from m3oe_fast.training.run_folder import BEST, LAST, RunFolder, root_of
 
-STATE_FORMAT = 1
+STATE_FORMAT = 2
 
 
 def continues(run: RunFolder, resume: str | os.PathLike[str] | None) -> bool:

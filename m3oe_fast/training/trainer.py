@@ -1,10 +1,10 @@
-"""The training loop: two optimizers, early stopping on validation AUC, exact resume.
+"""The training loop: two levels, early stopping on validation AUC, exact resume.
 
-Inner level: Adam or AdamW moves ``model.network_parameters()`` on the training rows. Outer level:
-the fusion weights have an Adam of their own and move only in outer steps (bi-level optimisation:
-M3oE, SIGIR 2024, section 2.6). Everything random is a function of (seed, epoch), and the state
-behind every finished epoch is written whole, so a run that was stopped and resumed ends with the
-same bits as one that was not.
+Inner level: Adam or AdamW, and for the embedding table an optimizer of its own if asked for, move
+``model.network_parameters()`` on the training rows. Outer level: the fusion weights have an Adam of
+their own and move only in outer steps (bi-level optimisation: M3oE, SIGIR 2024, section 2.6).
+Everything random is a function of (seed, epoch), and the state behind every finished epoch is
+written whole, so a run that was stopped and resumed ends with the same bits as one that was not.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from m3oe_fast.data.dataset import Dataset
 from m3oe_fast.errors import ConfigError, DataError
@@ -32,6 +31,7 @@ from m3oe_fast.model import M3oE
 from m3oe_fast.training.console import ConsoleDisplay, Display
 from m3oe_fast.training.evaluation import device_of, evaluate, to_device, unscored
 from m3oe_fast.training.history import Epoch, Progress, Stopper
+from m3oe_fast.training.optimizers import Optimizers
 from m3oe_fast.training.options import TrainOptions
 from m3oe_fast.training.resume import STATE_FORMAT, check_same, continues, epochs_behind, newest, read_state, short
 from m3oe_fast.training.run_folder import BEST, CHECKPOINTS, LAST, RunFolder
@@ -104,7 +104,7 @@ class Trainer:
         self.progress = Progress()
         self._written = 0
         self._plan_rows()
-        self._make_optimizers()
+        self.optimizers = Optimizers(model, self.options)
 
     def _plan_rows(self) -> None:
         """Decide which training rows the outer level owns, and how many steps an epoch has."""
@@ -119,19 +119,6 @@ class Trainer:
             self._is_inner[self.outer_rows] = False
         self.inner_rows = int(self._is_inner.sum())
         self.steps_per_epoch = math.ceil(self.inner_rows / options.batch_size)
-
-    def _make_optimizers(self) -> None:
-        options = self.options
-        kind = torch.optim.Adam if options.optimizer == "adam" else torch.optim.AdamW
-        self.network_optimizer = kind(
-            self.model.network_parameters(),
-            lr=options.lr,
-            weight_decay=options.weight_decay,
-            fused=True,
-        )
-        self.fusion_optimizer: torch.optim.Adam | None = None
-        if options.bilevel != "off":
-            self.fusion_optimizer = torch.optim.Adam(self.model.fusion_parameters(), lr=options.fusion_lr, fused=True)
 
     @property
     def outer_steps(self) -> int:
@@ -168,7 +155,7 @@ class Trainer:
         if self.run is not None and not (finished_before and self.run.holds_run()):
             self.run.write_config(self.resolved or self._default_config())
         self._catch_up()
-        if not finished_before and self.fusion_optimizer is not None and not self.outer_steps:
+        if not finished_before and self.optimizers.fusion is not None and not self.outer_steps:
             self.display.message(
                 f"warning: no outer step will be done, the fusion weights stay as they start: {self.options.epochs} "
                 f"epochs have {self.options.epochs * self.steps_per_epoch} steps, fewer than outer_every "
@@ -189,8 +176,7 @@ class Trainer:
     def _train(self) -> Ended:
         """Run the epochs that are left; whatever happens, leave the best weights in the model."""
         try:
-            # Inner steps need no gradient of the fusion weights; outer steps switch it on.
-            with _frozen(self.model.fusion_parameters()), self.display:
+            with self.optimizers.training(), self.display:
                 while (ended := self._ended()) is None:
                     self._run_epoch()
             return ended
@@ -232,7 +218,7 @@ class Trainer:
 
     def _train_epoch(self, number: int) -> float:
         """One pass over the inner rows; returns the mean loss."""
-        options, model, optimizer = self.options, self.model, self.network_optimizer
+        options, model, optimizers = self.options, self.model, self.optimizers
         order = self.dataset.train.permutation(options.seed, number)
         order = order[self._is_inner[order]]
         device = device_of(model)
@@ -241,10 +227,10 @@ class Trainer:
         step = (number - 1) * self.steps_per_epoch
         done = 0
         for batch in self.dataset.train.batches(options.batch_size, order):
-            optimizer.zero_grad(set_to_none=True)
+            optimizers.zero_grad()
             loss = model.loss(*to_device(batch, device))
             loss.backward()
-            optimizer.step()
+            optimizers.step()
             # The sum stays where it is: reading it every step would stall a GPU.
             total.add_(loss.detach(), alpha=len(batch.domain))
             done += len(batch.domain)
@@ -265,7 +251,9 @@ class Trainer:
             raise self._diverged(number, "validation scores are not finite")
 
     def _diverged(self, number: int, how: str) -> ConfigError:
-        return ConfigError(f"training diverged in epoch {number} ({how}): lower lr (now {self.options.lr:g})")
+        options = self.options
+        own = "" if options.embedding_lr is None else f" or embedding_lr (now {options.embedding_lr:g})"
+        return ConfigError(f"training diverged in epoch {number} ({how}): lower lr (now {options.lr:g}){own}")
 
     def _outer_step(self, number: int) -> None:
         """Move the fusion weights, and nothing else, on one batch of their rows.
@@ -274,17 +262,7 @@ class Trainer:
             number: outer steps so far; the batch is a function of it and the seed.
         """
         batch = to_device(self.dataset.train.take(self._outer_batch(number)), device_of(self.model))
-        fusion = self.model.fusion_parameters()
-        for parameter in fusion:
-            parameter.requires_grad_(True)
-        with _frozen(self.model.network_parameters()):
-            loss = self.model.loss(*batch)
-            gradients = torch.autograd.grad(loss, fusion, allow_unused=True)
-        for parameter, gradient in zip(fusion, gradients, strict=True):
-            parameter.requires_grad_(False)
-            parameter.grad = gradient
-        self.fusion_optimizer.step()
-        self.fusion_optimizer.zero_grad(set_to_none=True)
+        self.optimizers.outer_step(lambda: self.model.loss(*batch))
 
     def _outer_batch(self, number: int) -> np.ndarray:
         """Row numbers of an outer batch: shuffled passes over the held-out or all rows."""
@@ -380,8 +358,7 @@ class Trainer:
             "stopper": dataclasses.asdict(progress.stopper),
             # With the best weights inside, a checkpoint needs no other file to resume from.
             "best_weights": None if is_best else dict(progress.best_weights),
-            "network_optimizer": self.network_optimizer.state_dict(),
-            "fusion_optimizer": None if self.fusion_optimizer is None else self.fusion_optimizer.state_dict(),
+            **self.optimizers.state_dict(),
             "rng": torch.get_rng_state(),
         }
 
@@ -428,9 +405,7 @@ class Trainer:
         state = content["trainer"]
         self.model.load_weights(content["weights"], source=str(file))
         best_weights = content["weights"] if state["best_weights"] is None else state["best_weights"]
-        self.network_optimizer.load_state_dict(state["network_optimizer"])
-        if self.fusion_optimizer is not None:
-            self.fusion_optimizer.load_state_dict(state["fusion_optimizer"])
+        self.optimizers.load_state_dict(state)
         torch.set_rng_state(state["rng"])
         history = tuple(Epoch(**epoch) for epoch in state["history"])
         self.progress = Progress(history, Stopper(**state["stopper"]), _copy(best_weights))
@@ -492,19 +467,3 @@ def _draws(seed: int, number: int) -> np.random.Generator:
 
 def _copy(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in weights.items()}
-
-
-@contextmanager
-def _frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Switch the gradient of ``parameters`` off, and back to what it was."""
-    before = [parameter.requires_grad for parameter in parameters]
-    _require(parameters, [False] * len(before))
-    try:
-        yield
-    finally:
-        _require(parameters, before)
-
-
-def _require(parameters: Iterable[nn.Parameter], flags: Iterable[bool]) -> None:
-    for parameter, flag in zip(parameters, flags, strict=True):
-        parameter.requires_grad_(flag)

@@ -1,0 +1,122 @@
+"""Who moves which weights: the optimizers of a run, what their steps leave alone, and their state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from m3oe_fast.model import M3oE
+from m3oe_fast.optim import LazyAdam, RowAdagrad
+from m3oe_fast.training.options import TrainOptions
+
+
+class Optimizers:
+    """The optimizers of a run; none of the model's weights has two.
+
+    Attributes:
+        network: Adam or AdamW of every parameter that no other optimizer holds.
+        embedding: LazyAdam or RowAdagrad of the embedding table; None where ``network`` holds it.
+        fusion: Adam of the fusion weights; None without outer steps.
+    """
+
+    def __init__(self, model: M3oE, options: TrainOptions) -> None:
+        self._model = model
+        self.embedding = _of_table(model.embedding, options)
+        kind = torch.optim.Adam if options.optimizer == "adam" else torch.optim.AdamW
+        self.network: Optimizer = kind(
+            [p for p in model.network_parameters() if self.embedding is None or p is not model.embedding],
+            lr=options.lr,
+            weight_decay=options.weight_decay,
+            fused=True,
+        )
+        self.fusion: Optimizer | None = None
+        if options.bilevel != "off":
+            self.fusion = torch.optim.Adam(model.fusion_parameters(), lr=options.fusion_lr, fused=True)
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Give the model the gradients that inner steps need, and leave it as it was, without any gradient.
+
+        The fusion weights have none: outer steps switch it on. The embedding table's is sparse for an optimizer of its
+        own.
+        """
+        model, sparse_before = self._model, self._model.sparse_grad
+        model.sparse_grad = self.embedding is not None
+        try:
+            with _frozen(model.fusion_parameters()):
+                yield
+        finally:
+            model.sparse_grad = sparse_before
+            model.zero_grad(set_to_none=True)
+
+    def zero_grad(self) -> None:
+        """Drop the gradients of the inner level."""
+        for optimizer in self._inner():
+            optimizer.zero_grad(set_to_none=True)
+
+    def step(self) -> None:
+        """Move the inner level, that is all but the fusion weights, by its gradients."""
+        for optimizer in self._inner():
+            optimizer.step()
+
+    def outer_step(self, loss: Callable[[], Tensor]) -> None:
+        """Move the fusion weights, and nothing else, down the gradient of ``loss()``."""
+        fusion = self._model.fusion_parameters()
+        _require(fusion, [True] * len(fusion))
+        with _frozen(self._model.network_parameters()):
+            gradients = torch.autograd.grad(loss(), fusion, allow_unused=True)
+        _require(fusion, [False] * len(fusion))
+        for parameter, gradient in zip(fusion, gradients, strict=True):
+            parameter.grad = gradient
+        self.fusion.step()
+        self.fusion.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of every optimizer by name, None for one that the run does without."""
+        return {
+            name: None if optimizer is None else optimizer.state_dict() for name, optimizer in self._by_name().items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave; other entries of ``state`` are ignored."""
+        for name, optimizer in self._by_name().items():
+            if optimizer is not None:
+                optimizer.load_state_dict(state[name])
+
+    def _inner(self) -> list[Optimizer]:
+        return [self.network] if self.embedding is None else [self.network, self.embedding]
+
+    def _by_name(self) -> dict[str, Optimizer | None]:
+        return {
+            "network_optimizer": self.network,
+            "embedding_optimizer": self.embedding,
+            "fusion_optimizer": self.fusion,
+        }
+
+
+def _of_table(table: nn.Parameter, options: TrainOptions) -> LazyAdam | RowAdagrad | None:
+    if options.embedding_optimizer == "same":
+        return None
+    kind = LazyAdam if options.embedding_optimizer == "lazy_adam" else RowAdagrad
+    return kind([table], lr=options.table_lr, weight_decay=options.weight_decay)
+
+
+@contextmanager
+def _frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Switch the gradient of ``parameters`` off, and back to what it was."""
+    before = [parameter.requires_grad for parameter in parameters]
+    _require(parameters, [False] * len(before))
+    try:
+        yield
+    finally:
+        _require(parameters, before)
+
+
+def _require(parameters: Iterable[nn.Parameter], flags: Iterable[bool]) -> None:
+    for parameter, flag in zip(parameters, flags, strict=True):
+        parameter.requires_grad_(flag)
