@@ -87,7 +87,7 @@ struct Run {
       : call(c),
         kernels(active_kernels<T>(c.precision)),
         workers(count_workers(c.rows)),
-        route(make_route(c, choose_tile_rows(c.rows, workers, kernels.format.tile_rows))),
+        route(make_route(c, choose_tile_rows(c.rows, workers, tallest_tile(c, backward)))),
         layout(c.shape, kernels.lanes, kernels.format, sizeof(T), tallest(), backward),
         backward_(backward) {}
 
@@ -106,6 +106,16 @@ struct Run {
     std::vector<int64_t> domains;  // only those with rows; tiles are sorted by domain
     for (const RowTile& tile : route.tiles) domains.push_back(tile.domain);
     pack(call, layout, kernels.panel, backward_, workers, domains, memory);
+  }
+
+  // A tile reads and writes all weight gradients once. Where those of the experts are too large for L2, with some 30
+  // experts and more, a tile twice as tall halves that traffic; its own buffers are beyond L2 by then anyway.
+  int64_t tallest_tile(const Call& c, bool backward) const {
+    constexpr int64_t kLarge = int64_t{2} << 20;
+    int64_t gradient = 0;
+    for (size_t l = 0; l + 1 < c.shape.widths.size(); ++l) gradient += c.shape.widths[l] * c.shape.widths[l + 1];
+    const bool large = c.shape.experts * gradient * static_cast<int64_t>(sizeof(T)) > kLarge;
+    return kernels.format.tile_rows * (backward && large ? 2 : 1);
   }
 
   int64_t tallest() const {
