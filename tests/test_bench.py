@@ -637,7 +637,8 @@ def test_figure_of_the_kept_results(tmp_path: Path) -> None:
     kept = str(ROOT / "bench" / "results" / "compare.json")
     document = report.read(kept)
     shown = plot.bars([document], "forward", 40960)
-    assert [precision for precision, _, _ in shown] == ["fp32"] * 4
+    kept_precisions = document["settings"]["precision"]
+    assert [precision for precision, _, _ in shown] == [p for p in kept_precisions for _ in range(4)]
     with pytest.raises(DataError, match="no measurement"):
         plot.bars([document], "forward", 7)
     with pytest.raises(DataError, match=r"of bench\.epoch"):
