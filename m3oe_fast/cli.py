@@ -1,4 +1,4 @@
-"""What every ``python -m m3oe_fast.<command>`` shares: errors as one line, exit codes, Ctrl-C.
+"""What every ``python -m m3oe_fast.<command>`` shares: errors and warnings as one line, exit codes, Ctrl-C.
 
 Exit codes: 0 done, 2 the user's input is wrong or a file or device refused, 130 interrupted.
 """
@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -25,6 +26,7 @@ def run(main: Callable[[list[str]], int]) -> NoReturn:
         # Names from a log or a path need not fit the terminal's encoding.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    warnings.formatwarning = _one_line
     try:
         status = _status_of(main)
         sys.stdout.flush()
@@ -51,6 +53,18 @@ def _status_of(main: Callable[[list[str]], int]) -> int | str | None:
         return main(sys.argv[1:])
     except SystemExit as done:  # --help
         return done.code
+
+
+_as_python_has_it = warnings.formatwarning
+
+
+def _one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning meant for the user as one line, like errors; others with the place in the source."""
+    if category is UserWarning:
+        return f"warning: {message}\n"
+    return _as_python_has_it(message, category, filename, lineno, line)
 
 
 def _complain(error: OSError) -> None:

@@ -75,3 +75,15 @@ def test_names_beyond_the_encoding_of_the_output_are_escaped():
 def test_a_second_ctrl_c_at_the_end_is_silent():
     body = "import atexit\natexit.register(os.kill, os.getpid(), signal.SIGINT)\nraise KeyboardInterrupt"
     assert run(body) == (130, "", "interrupted\n")
+
+
+def test_a_warning_for_the_user_is_one_line_and_others_keep_their_place():
+    body = """import warnings
+warnings.warn("slow here")
+warnings.warn("old", FutureWarning)
+return 0"""
+    status, _, error = run(body)
+    lines = error.splitlines()
+    assert status == 0
+    assert lines[0] == "warning: slow here"
+    assert lines[1].endswith("FutureWarning: old")
