@@ -182,7 +182,9 @@ def assert_as_good_as_eager(labels, ours, draws, oracle) -> None:
     raise next(iter(complaints.values()))
 
 
-def compare(case: Case, precision: str, weights: NetworkWeights, logits_only: bool = False) -> None:
+def assert_as_good_as_rounded_eager(
+    case: Case, precision: str, weights: NetworkWeights, logits_only: bool = False
+) -> None:
     x, domain, grad, mask = make_inputs(case, torch.float32)
 
     def flat(result):
@@ -206,13 +208,13 @@ def compare(case: Case, precision: str, weights: NetworkWeights, logits_only: bo
 @both
 @pytest.mark.parametrize("case", UGLY, ids=str)
 def test_logits_against_the_oracle(case, precision):
-    compare(case, precision, make_weights(case, torch.float32), logits_only=True)
+    assert_as_good_as_rounded_eager(case, precision, make_weights(case, torch.float32), logits_only=True)
 
 
 @both
 @pytest.mark.parametrize("case", UGLY, ids=str)
 def test_logits_and_gradients_away_from_kinks_against_the_oracle(case, precision):
-    compare(case, precision, away_from_kinks(make_weights(case, torch.float32)))
+    assert_as_good_as_rounded_eager(case, precision, away_from_kinks(make_weights(case, torch.float32)))
 
 
 @both
@@ -225,7 +227,7 @@ def test_heights_and_widths_around_the_edges_of_blocks(rows, tiles, precision, o
     hidden, first, last, tower = (sizes[(step * at + 2 * step) % 9] for step in (1, 2, 4, 5))
     widths = {"inputs": EDGES[(3 * at) % 10], "hidden": hidden, "widths": (first, last), "tower": tower}
     case = Case(rows=rows * tiles, domains=1, tasks=3, shared=3, gate_detach=False, **widths)
-    compare(case, precision, away_from_kinks(make_weights(case, torch.float32)))
+    assert_as_good_as_rounded_eager(case, precision, away_from_kinks(make_weights(case, torch.float32)))
 
 
 @both

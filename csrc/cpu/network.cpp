@@ -243,11 +243,10 @@ void write_embedding_grad(const EmbeddingGrad<T>& from, const Call& call, int64_
   if (from.has_large()) for_jobs(from.jobs(), workers, [&](int64_t job, int64_t) { from.add_large(job, values); });
 }
 
-// Forward and backward of every tile. `make_output_grad(run)` gives a function (i, logit, d_logit) that writes the
-// gradient of tile i's logits.
-template <typename T, typename MakeOutputGrad>
-void backward(const Call& call, const Wanted& wanted, Gradients& to, const MakeOutputGrad& make_output_grad) {
-  Run<T> run(call, true);
+// Forward and backward of every tile. `output_grad(i, logit, d_logit)` writes the gradient of tile i's logits.
+template <typename T, typename OutputGrad>
+void backward(Run<T>& run, const Wanted& wanted, Gradients& to, const OutputGrad& output_grad) {
+  const Call& call = run.call;
   const Layout& layout = run.layout;
   const std::vector<int64_t> cuts =
       worker_ranges(run.route.tiles, call.rows, run.workers);  // worker w: [cuts[w], cuts[w + 1])
@@ -265,7 +264,6 @@ void backward(const Call& call, const Wanted& wanted, Gradients& to, const MakeO
 
   T* d_x = wanted.x ? to.d_x.template mutable_data_ptr<T>() : nullptr;
   const bool input_grad = wanted.x || table.has_value();
-  const auto output_grad = make_output_grad(run);
   for_workers(run.workers, [&](int64_t worker) {
     T* memory = run.tile_of(worker);
     for (int64_t i = cuts[worker]; i < cuts[worker + 1]; ++i) {
@@ -292,26 +290,21 @@ void backward(const Call& call, const Wanted& wanted, Gradients& to, const MakeO
 
 template <typename T>
 void backward_from_logits(const Call& call, const Tensor& grad, const Wanted& wanted, Gradients& to) {
+  Run<T> run(call, true);
   const T* d_logits = grad.const_data_ptr<T>();
-  backward<T>(call, wanted, to, [&](const Run<T>& run) {
-    return [&](int64_t i, const T*, T* d_logit) {
-      run.gather(d_logits, call.shape.tasks, run.route.tiles[i], d_logit, call.shape.tasks);
-    };
+  backward<T>(run, wanted, to, [&](int64_t i, const T*, T* d_logit) {
+    run.gather(d_logits, call.shape.tasks, run.route.tiles[i], d_logit, call.shape.tasks);
   });
 }
 
 template <typename T>
 void backward_from_labels(const Call& call, const Tensor& label, const Tensor* row_weight, const Tensor& pair_weight,
                           const Wanted& wanted, Tensor& pair_loss, Gradients& to) {
-  std::optional<PairLoss<T>> loss;
-  std::optional<Route> route;  // outlives the run
-  backward<T>(call, wanted, to, [&](const Run<T>& run) {
-    route = run.route;
-    loss.emplace(label.const_data_ptr<T>(), row_weight == nullptr ? nullptr : row_weight->const_data_ptr<T>(),
-                 pair_weight.const_data_ptr<T>(), *route, call.shape.domains, call.shape.tasks);
-    return [&](int64_t i, const T* logit, T* d_logit) { loss->tile(i, logit, d_logit); };
-  });
-  loss->finish(pair_loss.mutable_data_ptr<T>());
+  Run<T> run(call, true);
+  PairLoss<T> loss(label.const_data_ptr<T>(), row_weight == nullptr ? nullptr : row_weight->const_data_ptr<T>(),
+                   pair_weight.const_data_ptr<T>(), run.route, call.shape.domains, call.shape.tasks);
+  backward<T>(run, wanted, to, [&](int64_t i, const T* logit, T* d_logit) { loss.tile(i, logit, d_logit); });
+  loss.finish(pair_loss.mutable_data_ptr<T>());
 }
 
 Tensor network_pack(const std::vector<Tensor>& weights, const std::optional<Tensor>& gate_mask, int64_t inputs,
