@@ -9,10 +9,12 @@ from m3oe_fast import _threads
 
 _threads.wait_asleep()  # before anything imports torch
 
-from m3oe_fast import _extension, interop  # noqa: E402
+from m3oe_fast import _extension  # noqa: E402
+
+_extension.find_kernels()  # before anything imports m3oe_fast.kernels
+
+from m3oe_fast import interop  # noqa: E402
 from m3oe_fast.config import M3oEConfig  # noqa: E402
 from m3oe_fast.model import M3oE  # noqa: E402
-
-_extension.find_kernels()
 
 __all__ = ["M3oE", "M3oEConfig", "__version__", "interop"]

@@ -11,7 +11,7 @@ import warnings
 
 import torch
 
-from m3oe_fast import _extension
+from m3oe_fast import _extension, kernels
 from m3oe_fast.errors import BackendError, ConfigError
 
 NAMES = ("cpu", "triton", "cuda", "reference")
@@ -29,8 +29,10 @@ def reasons_against(
         reasons.append(f"precision {precision!r} is for float32 tensors, they are {dtype}")
     if name == "reference" and precision != "fp32":
         reasons.append(f"precision {precision!r}: it computes in the dtype of its tensors, ask for fp32")
-    if name in ("triton", "cuda"):
+    if name == "cuda":
         reasons.append("not built yet")
+    if name == "triton":
+        reasons += _against_triton(device, dtype)
     if name == "cpu":
         if device.type != "cpu":
             reasons.append(f"tensors are on {device.type}")
@@ -38,6 +40,21 @@ def reasons_against(
             reasons.append(f"dtype {dtype} (float32, or float64 on the scalar path)")
         reasons += _extension.reasons_missing()
     return reasons
+
+
+def _against_triton(device: torch.device, dtype: torch.dtype) -> list[str]:
+    reasons = []
+    if not kernels.installed():
+        reasons.append("Triton is not installed: pip install 'm3oe_fast[triton]'")
+    if device.type == "cpu" and not kernels.interpreted():
+        reasons.append("tensors are on cpu, where Triton runs only interpreted, for debugging (TRITON_INTERPRET=1)")
+    elif device.type not in ("cpu", "cuda"):
+        reasons.append(f"tensors are on {device.type}")
+    elif device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+        reasons.append(f"{torch.cuda.get_device_name(device)} is older than compute capability 8.0")
+    if dtype != torch.float32:
+        reasons.append(f"dtype {dtype} (float32 only)")
+    return reasons + _extension.reasons_missing()  # the compiled module declares the ops that Triton implements
 
 
 @functools.cache

@@ -7,6 +7,7 @@ them as they are and a checkpoint does not depend on the backend.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 import os
@@ -19,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m3oe_fast import _extension, backends, checkpoint, folded, reference
+from m3oe_fast import _extension, backends, checkpoint, folded, kernels, reference
 from m3oe_fast.config import M3oEConfig
 from m3oe_fast.errors import CheckpointError, ConfigError
 from m3oe_fast.packed import PackedCache, PackedWeights
@@ -42,10 +43,11 @@ class M3oE(nn.Module):
 
     Args:
         config: sizes and switches.
-        backend: "auto", "cpu" (compiled), "reference" (eager PyTorch, the oracle).
-        precision: of the products' operands on backend cpu: "fp32", "bf16x3" (each split into two bf16: fp32-class) or
-            "bf16"; sums, LayerNorm, softmax, loss and weights are fp32 in all. It wins over autocast. Where the
-            processor has no fast instructions for it, it computes in fp32 and says so once (`compute_precision`).
+        backend: "auto", "cpu" (compiled), "triton" (GPU), "reference" (eager PyTorch, the oracle).
+        precision: of the products' operands: "fp32", "bf16x3" (each split into two bf16: fp32-class), "tf32" (backend
+            triton only) or "bf16"; sums, LayerNorm, softmax, loss and weights are fp32 in all. It wins over autocast.
+            Where the processor has no fast instructions for it, it computes in fp32 and says so once
+            (`compute_precision`).
         sparse_grad: the gradient of `embedding` is a coalesced sparse tensor of the rows in the batch, for tables of
             millions of rows; use an optimizer of `m3oe_fast.optim` for it. Not under torch.compile.
 
@@ -78,6 +80,10 @@ class M3oE(nn.Module):
         request = (self.backend, self.embedding.device, self.embedding.dtype, self.precision)
         if self._served is None or self._served[0] != request:
             self._served = (request, backends.choose(*request))
+            if self._served[1] != "reference":
+                from m3oe_fast.ops import load
+
+                load(self._served[1])
             backends.warn_if_fp32(self._served[1], self.precision)
         return self._served[1]
 
@@ -216,7 +222,9 @@ class M3oE(nn.Module):
         with _precision_of_the_model(ids.device.type), _values_as_value_error():
             weights = self._folded()
             dense = dense.to(self.embedding.dtype)
-            return network(dense, domain, weights, lookup=self._lookup(ids), **self._switches)
+            return network(
+                dense, domain, weights, lookup=self._lookup(ids), backend=self.backend_name, **self._switches
+            )
 
     def _infer(self, ids: Tensor, dense: Tensor, domain: Tensor, probability: bool) -> Tensor:
         """Without gradients and from cached weights. Everything here is paid per call, also for one row."""
@@ -236,6 +244,7 @@ class M3oE(nn.Module):
                 star_linear=self.config.star_activation == "linear",
                 precision=self.precision,
                 probability=probability,
+                backend=self.backend_name,
             )
         except RuntimeError as error:
             raise _as_value_error(error) from None
@@ -246,13 +255,20 @@ class M3oE(nn.Module):
         with torch.no_grad(), _precision_of_the_model(self.embedding.device.type):
             weights = self._folded()
             star_linear = self.config.star_activation == "linear"
-            packed = pack(weights, self.config.input_dim, star_linear=star_linear, precision=self.precision)
+            packed = pack(
+                weights,
+                self.config.input_dim,
+                star_linear=star_linear,
+                precision=self.precision,
+                backend=self.backend_name,
+            )
         return PackedWeights(weights.flat(), packed)
 
     def _folded(self) -> folded.NetworkWeights:
         from m3oe_fast.ops import star_fold
 
-        return folded.fold(dict(self.named_parameters()), self.config, star_fold)
+        fold = functools.partial(star_fold, backend=self.backend_name)
+        return folded.fold(dict(self.named_parameters()), self.config, fold)
 
     def _all_parameters(self) -> list[Tensor]:
         """Every parameter; `parameters()` walks the modules, which takes longer than scoring a row."""
@@ -330,6 +346,7 @@ class M3oE(nn.Module):
                 weights,
                 lookup=self._lookup(ids),
                 row_weight=None if row_weight is None else row_weight.to(dtype),
+                backend=self.backend_name,
                 **self._switches,
             )[0]
 
@@ -361,7 +378,20 @@ class M3oE(nn.Module):
             self.predict(batch.ids[c].to(device), batch.dense[c].to(device), batch.domain[c].to(device)).cpu()
             for c in chunks
         ]
+        self.check_inputs()
         return torch.cat(parts).numpy()
+
+    def check_inputs(self) -> None:
+        """Raise for ids and domains out of range in what ran on this model's GPU since the last check.
+
+        A step on a GPU cannot stop to raise, so it uses the nearest id or domain instead and remembers. `score` and
+        training call this; it waits for the device. On a CPU every call raises by itself.
+
+        Raises:
+            ValueError: names row and field.
+        """
+        if self.embedding.device.type == "cuda" and self.backend_name == "triton":
+            kernels.check_inputs(self.embedding.device, len(self.config.vocab_sizes))
 
     def _check_inputs(self, ids: Tensor, dense: Tensor, domain: Tensor) -> None:
         c = self.config
@@ -376,8 +406,8 @@ class M3oE(nn.Module):
                 raise TypeError(f"{name} must be int32 or int64, got {tensor.dtype}")
         if not dense.dtype.is_floating_point:
             raise TypeError(f"dense must be floating point, got {dense.dtype}")
-        if ids.device.type != "cpu" or self.backend_name != "reference":
-            return  # reading values would stall the GPU; the compiled op checks them itself
+        if ids.device.type != "cpu" or self.backend_name == "cpu":
+            return  # reading values would stall the GPU (see `check_inputs`); the compiled op checks them itself
         if torch.compiler.is_compiling():
             # A graph cannot branch on values, but it can stop: an id past its field is a row of the next one.
             torch._assert_async(((ids >= 0) & (ids < self._vocab)).all(), "an id is beyond the vocabulary of its field")

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from m3oe_fast import M3oE, M3oEConfig, _extension, reference
+from m3oe_fast import M3oE, M3oEConfig, _extension, kernels, reference
 from m3oe_fast.errors import BackendError, CheckpointError, ConfigError
 from tests.tolerance import FORWARD, GRADIENT, assert_close_to_oracle
 
@@ -317,8 +317,11 @@ def test_backend_requests():
         M3oE(CONFIG, backend="gpu")
     with pytest.raises(ConfigError, match="precision must be one of"):
         M3oE(CONFIG, precision="fp8")
-    with pytest.raises(BackendError, match=r"'triton' cannot run here: not built yet"):
-        M3oE(CONFIG, backend="triton")
+    with pytest.raises(BackendError, match=r"'cuda' cannot run here: not built yet"):
+        M3oE(CONFIG, backend="cuda")
+    if not kernels.interpreted():
+        with pytest.raises(BackendError, match=r"'triton' cannot run here: .*tensors are on cpu"):
+            M3oE(CONFIG, backend="triton")
     with pytest.raises(BackendError, match=r"precision 'tf32' exists on GPUs only"):
         M3oE(CONFIG, precision="tf32", backend="cpu")
     with pytest.raises(BackendError, match=r"precision 'bf16': it computes in the dtype of its tensors"):

@@ -1,9 +1,9 @@
-"""`network`: ids, dense columns and domain to logits [B, T] through the compiled CPU kernels, with gradients of
-everything. `network_loss`: the same up to the training loss, forward and backward in one pass. `pack` and `infer`:
+"""`network`: ids, dense columns and domain to logits [B, T] through the compiled or the Triton kernels, with gradients
+of everything. `network_loss`: the same up to the training loss, forward and backward in one pass. `pack` and `infer`:
 without gradients, from weights packed once.
 
-The ops `m3oe_fast::network_*` carry no autograd of their own; the `Function`s here add it. They are in ctx style on
-purpose: a separate `setup_context` costs 17 us more per call.
+The ops `network_*` (`namespace.py`) carry no autograd of their own; the `Function`s here add it. They are in ctx style
+on purpose: a separate `setup_context` costs 17 us more per call.
 """
 
 from __future__ import annotations
@@ -15,14 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from m3oe_fast import _extension
 from m3oe_fast.folded import NetworkWeights
-
-_extension.load()
-_pack = torch.ops.m3oe_fast.network_pack.default
-_fwd = torch.ops.m3oe_fast.network_fwd.default
-_bwd = torch.ops.m3oe_fast.network_bwd.default
-_loss = torch.ops.m3oe_fast.network_loss.default
+from m3oe_fast.ops.namespace import backend_of, fake, ops
 
 
 class Lookup(NamedTuple):
@@ -48,9 +42,9 @@ class Switches(NamedTuple):
     Attributes:
         star_linear: first term of the representation without LayerNorm and ReLU.
         gate_detach: no gradient flows from the gates into the representation.
-        precision: of the products' operands, "fp32", "bf16x3" (each split into two bf16: fp32-class) or "bf16"; sums,
-            LayerNorm, softmax and loss are fp32 in all. A precision that the processor has no fast instructions for is
-            computed in fp32.
+        precision: of the products' operands, "fp32", "bf16x3" (each split into two bf16: fp32-class), "tf32" (Triton
+            only) or "bf16"; sums, LayerNorm, softmax and loss are fp32 in all. A precision that the processor has no
+            fast instructions for is computed in fp32.
     """
 
     star_linear: bool = False
@@ -68,6 +62,7 @@ def network(
     gate_detach: bool = True,
     gate_mask: Tensor | None = None,
     precision: str = "fp32",
+    backend: str | None = None,
 ) -> Tensor:
     """The whole network from its inputs to logits (`folded.network` for rows in any order).
 
@@ -79,22 +74,25 @@ def network(
         lookup: the embedded part of the input.
         gate_mask (Tensor | None): [D, T, G] bool, the experts each softmax ranges over.
         star_linear, gate_detach, precision: see `Switches`.
+        backend: "cpu" or "triton"; None: by the device of x.
 
     Returns:
         Tensor: logits [B, T] in the dtype of x, contiguous.
 
     Raises:
         ValueError, TypeError: a shape, dtype or device does not fit.
-        RuntimeError: a domain or an id is out of range; the message names row and field.
+        RuntimeError: a domain or an id is out of range; the message names row and field. Backend triton takes the
+            nearest one instead and `m3oe_fast.kernels.check_inputs` raises.
 
-    Deterministic: the same inputs and number of threads give the same bits. Differentiable once, in
+    Deterministic: the same inputs and number of threads (device and Triton) give the same bits. Differentiable once, in
     reverse mode, in x, the embedding and every weight. Autocast does not apply. jvp and vmap are refused.
     """
     _check(x, domain, weights, gate_mask, lookup)
     switches = Switches(star_linear, gate_detach, precision)
     ids, embedding, vocab, sparse = _parts(lookup)
+    fields = _Fields(backend or backend_of(x.device), vocab, sparse)
     # Without gradients too: the Function is what refuses forward-mode differentiation, the bare op would return zeros.
-    return _Network.apply(x, embedding, ids, domain, gate_mask, (vocab, sparse), switches, *weights.flat())
+    return _Network.apply(x, embedding, ids, domain, gate_mask, fields, switches, *weights.flat())
 
 
 def network_loss(
@@ -110,6 +108,7 @@ def network_loss(
     gate_detach: bool = True,
     gate_mask: Tensor | None = None,
     precision: str = "fp32",
+    backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The training loss of `network`'s logits (`reference.pair_losses`), with every gradient in the same pass.
 
@@ -118,7 +117,7 @@ def network_loss(
     Use it where `backward` follows; without gradients `network` is cheaper.
 
     Args:
-        x, domain, weights, lookup, star_linear, gate_detach, gate_mask, precision: as for `network`.
+        x, domain, weights, lookup, star_linear, gate_detach, gate_mask, precision, backend: as for `network`.
         label (Tensor): [B, T] in the dtype of x, in [0, 1]; NaN = not observed.
         pair_weight (Tensor | None): [D, T] in the dtype of x; default ones.
         row_weight (Tensor | None): [B] in the dtype of x; weighs a row's loss, not the count n. No gradient.
@@ -151,7 +150,7 @@ def network_loss(
         label,
         row_weight,
         gate_mask,
-        (vocab, sparse),
+        _Fields(backend or backend_of(x.device), vocab, sparse),
         switches,
         *weights.flat(),
     )
@@ -164,9 +163,11 @@ def pack(
     gate_mask: Tensor | None = None,
     star_linear: bool = False,
     precision: str = "fp32",
+    backend: str | None = None,
 ) -> Tensor:
     """The weights as the kernels of this process read them, for `infer`; `inputs` is I. Opaque: do not store it."""
-    return _pack(weights.flat(), gate_mask, inputs, star_linear, precision)
+    flat = weights.flat()
+    return ops(backend or backend_of(flat[0].device)).network_pack(flat, gate_mask, inputs, star_linear, precision)
 
 
 def infer(
@@ -180,6 +181,7 @@ def infer(
     star_linear: bool = False,
     precision: str = "fp32",
     probability: bool = False,
+    backend: str | None = None,
 ) -> Tensor:
     """`network` from packed weights, never differentiable: logits [B, T], or with `probability` their sigmoid.
 
@@ -187,7 +189,16 @@ def infer(
     op itself does not check them: for callers that serve one row at a time.
     """
     ids, embedding, vocab, _ = _parts(lookup)
-    return _fwd(x, ids, embedding, vocab, domain, weights, gate_mask, packed, star_linear, precision, probability)
+    fwd = ops(backend or backend_of(x.device)).network_fwd
+    return fwd(x, ids, embedding, vocab, domain, weights, gate_mask, packed, star_linear, precision, probability)
+
+
+class _Fields(NamedTuple):
+    """What a Function carries beside tensors and switches."""
+
+    backend: str
+    vocab: tuple[int, ...]
+    sparse: bool
 
 
 def _parts(lookup: Lookup | None) -> tuple[Tensor | None, Tensor | None, tuple[int, ...], bool]:
@@ -216,14 +227,14 @@ class _NetworkLoss(torch.autograd.Function):
         label: Tensor,
         row_weight: Tensor | None,
         gate_mask: Tensor | None,
-        fields: tuple[tuple[int, ...], bool],
+        fields: _Fields,
         switches: Switches,
         *weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
         input_grad, table_grad = ctx.needs_input_grad[:2]
-        vocab, sparse = fields
+        backend, vocab, sparse = fields
         ctx.table = None if embedding is None else (embedding.shape, sparse)
-        pair_loss, *grads = _loss(
+        pair_loss, *grads = ops(backend).network_loss(
             x,
             ids,
             embedding,
@@ -250,19 +261,24 @@ class _NetworkLoss(torch.autograd.Function):
         if grad is None:
             return (None,) * len(needed)
         pair_loss, d_x, d_embedding, embedding_rows, *d_weights = ctx.saved_tensors
-        # `loss.backward()` passes 1: the gradients are already the answer.
-        unscaled = not torch.compiler.is_compiling() and grad.item() == 1.0
-
-        def scaled(tensor: Tensor, need: bool) -> Tensor | None:
-            if not need:
-                return None
-            return tensor if unscaled else tensor * grad
-
-        d_table = scaled(d_embedding, needed[1])
+        wanted = [d_x, d_embedding, pair_loss, *d_weights]
+        needs = [*needed[:3], *needed[10:]]
+        d_x, d_table, d_pair_weight, *rest = _scaled(wanted, needs, grad)
         if d_table is not None:
             d_table = _table_gradient(d_table, embedding_rows, *ctx.table)
-        rest = [scaled(d, need) for d, need in zip(d_weights, needed[10:], strict=True)]
-        return (scaled(d_x, needed[0]), d_table, scaled(pair_loss, needed[2]), *(None,) * 7, *rest)
+        return (d_x, d_table, d_pair_weight, *(None,) * 7, *rest)
+
+
+def _scaled(tensors: Sequence[Tensor], needs: Sequence[bool], grad: Tensor) -> list[Tensor | None]:
+    """Those that are needed times the gradient of the loss, None for the others."""
+    if torch.compiler.is_compiling():
+        return [tensor * grad if need else None for tensor, need in zip(tensors, needs, strict=True)]
+    # `loss.backward()` passes 1: the gradients are already the answer. On a GPU asking would stall the step, and one
+    # launch scales them all.
+    if grad.device.type == "cpu" and grad.item() == 1.0:
+        return [tensor if need else None for tensor, need in zip(tensors, needs, strict=True)]
+    scaled = iter(torch._foreach_mul([tensor for tensor, need in zip(tensors, needs, strict=True) if need], grad))
+    return [next(scaled) if need else None for need in needs]
 
 
 class _Network(torch.autograd.Function):
@@ -274,7 +290,7 @@ class _Network(torch.autograd.Function):
         ids: Tensor | None,
         domain: Tensor,
         gate_mask: Tensor | None,
-        fields: tuple[tuple[int, ...], bool],
+        fields: _Fields,
         switches: Switches,
         *weights: Tensor,
     ) -> Tensor:
@@ -282,23 +298,24 @@ class _Network(torch.autograd.Function):
         ctx.fields = fields
         ctx.switches = switches
         star_linear, _, precision = switches
-        return _fwd(x, ids, embedding, fields[0], domain, weights, gate_mask, None, star_linear, precision, False)
+        fwd = ops(fields.backend).network_fwd
+        return fwd(x, ids, embedding, fields.vocab, domain, weights, gate_mask, None, star_linear, precision, False)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, embedding, ids, domain, gate_mask, *weights = ctx.saved_tensors
-        vocab, sparse = ctx.fields
+        backend, vocab, sparse = ctx.fields
         input_grad, table_grad = ctx.needs_input_grad[:2]
         wanted = _embedding_grad(table_grad, sparse)
-        d_x, d_embedding, rows, *d_weights = _bwd(
+        d_x, d_embedding, rows, *d_weights = ops(backend).network_bwd(
             grad, x, ids, embedding, vocab, domain, weights, gate_mask, *ctx.switches, input_grad, wanted
         )
         d_table = _table_gradient(d_embedding, rows, embedding.shape, sparse) if table_grad else None
         return (d_x if input_grad else None, d_table, *(None,) * 5, *d_weights)
 
 
-@torch.library.register_fake("m3oe_fast::network_pack")
+@fake("network_pack")
 def _pack_fake(
     weights: Sequence[Tensor], gate_mask: Tensor | None, inputs: int, star_linear: bool, precision: str
 ) -> Tensor:
@@ -306,7 +323,7 @@ def _pack_fake(
     return weights[0].new_empty((torch.library.get_ctx().new_dynamic_size(),))
 
 
-@torch.library.register_fake("m3oe_fast::network_fwd")
+@fake("network_fwd")
 def _fwd_fake(
     x: Tensor,
     ids: Tensor | None,
@@ -323,7 +340,7 @@ def _fwd_fake(
     return x.new_empty((x.shape[0], weights[10].shape[1]))
 
 
-@torch.library.register_fake("m3oe_fast::network_bwd")
+@fake("network_bwd")
 def _bwd_fake(
     grad: Tensor,
     x: Tensor,
@@ -350,7 +367,7 @@ def _bwd_fake(
     return [d_x, d_embedding, rows, *(w.new_empty(w.shape) for w in weights)]
 
 
-@torch.library.register_fake("m3oe_fast::network_loss")
+@fake("network_loss")
 def _loss_fake(
     x: Tensor,
     ids: Tensor | None,

@@ -1,0 +1,78 @@
+"""Tile heights, warps and pipeline depth, from a table by architecture and size; no search at run time.
+
+A tile of M rows costs registers for every column that is live at once, and shared memory for the blocks of matrices in
+flight. The height is the largest that fits; at the published sizes 128 rows forward and 64 backward in bf16.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+
+from .layout import Layout
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How a kernel is launched: rows of a tile, warps of a program, stages of its pipelined loops."""
+
+    rows: int
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class GradientTuning:
+    """Of the weight gradients: sizes of the two kinds of output blocks, rows taken at once, and tiles of a chunk.
+
+    `waves` chunks of the batch are as large as keeps the tape in L2: that many tiles for every multiprocessor.
+    """
+
+    wide: tuple[int, int] = (128, 128)
+    narrow: tuple[int, int] = (64, 32)
+    depth: int = 64
+    warps: int = 8
+    stages: int = 3
+    waves: int = 2
+
+
+@functools.cache
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a GPU; a small number for the interpreter, so that tests split work there too."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 8
+
+
+@functools.cache
+def forward(layout: Layout) -> Tuning:
+    return _tuning(layout, _forward_columns(layout))
+
+
+@functools.cache
+def backward(layout: Layout) -> Tuning:
+    mixing = layout.tasks * (layout.widths_padded[-1] + 2 * layout.gated_padded)
+    columns = _held(layout) + layout.hidden_padded + mixing + 3 * max(layout.widths_padded)
+    return _tuning(layout, max(columns, _forward_columns(layout)))
+
+
+@functools.cache
+def gradient(layout: Layout) -> GradientTuning:
+    return GradientTuning(stages=3 if layout.precision == "bf16" else 2)
+
+
+def _held(layout: Layout) -> float:
+    """Columns of 4 bytes that a row of [M, H] takes while it waits for its next use."""
+    return layout.hidden_padded * (0.5 if layout.precision == "bf16" else 1.0)
+
+
+def _forward_columns(layout: Layout) -> float:
+    """Most columns of 4 bytes that are live at once: both terms of r, or r with the experts and what they add up to."""
+    mixing = layout.tasks * (layout.widths_padded[-1] + layout.gated_padded)
+    return max(layout.hidden_padded + _held(layout), _held(layout) + mixing + max(layout.widths_padded))
+
+
+def _tuning(layout: Layout, columns: float) -> Tuning:
+    """The tallest tile whose live columns leave a fifth of the 64 K registers free, on the fewest warps."""
+    rows = next((m for m in (128, 64, 32) if m * columns <= 52_000), 16)
+    return Tuning(rows, 4 if rows * columns <= 20_000 else 8, stages=3 if layout.precision == "bf16" else 2)
