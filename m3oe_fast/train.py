@@ -26,8 +26,10 @@ from m3oe_fast.data.dataset import Dataset
 from m3oe_fast.data.options import DataOptions, add_arguments, option
 from m3oe_fast.errors import ConfigError
 from m3oe_fast.model import M3oE
-from m3oe_fast.training import Result, Trainer, TrainOptions
+from m3oe_fast.training import Result, Trainer, TrainOptions, graph
 from m3oe_fast.training.console import ConsoleDisplay, make_console, print_result, say
+from m3oe_fast.training.device import Device, choose_device
+from m3oe_fast.training.evaluation import device_of
 from m3oe_fast.training.resume import continues
 from m3oe_fast.training.run_folder import RunFolder, reserve_default, root_of
 
@@ -107,6 +109,10 @@ class ModelOptions:
 class RunOptions:
     """How to compute, and where the run is kept."""
 
+    device: Device = option(
+        "auto",
+        "Where to compute: auto takes the GPU where there is one that backend triton can use, else the processor.",
+    )
     backend: Literal[("auto", *backends.NAMES)] = option(
         "auto", "What computes: auto takes the fastest that runs here, reference is plain PyTorch."
     )
@@ -185,10 +191,10 @@ def _run(options: Options, out: str) -> int:
     console = make_console()
     folder = RunFolder(out)
     folder.check(resuming=continues(folder, options.run.resume))
-    _check_computable(options)
+    device = _computing_device(options)
     dataset = load_options(options.data)
     torch.manual_seed(options.train.seed)
-    model = _make_model(options, dataset)
+    model = _make_model(options, dataset, device)
     trainer = Trainer(
         model,
         dataset,
@@ -285,7 +291,7 @@ def _read_config(parser: ArgumentParser, path: str) -> str:
                 raise ConfigError(f"{ours} works on the line only")
             if ours in renamed:
                 raise ConfigError(f"{ours} is there twice, once by another name; drop one")
-            renamed[ours] = value
+            renamed[ours] = _word(value, _TYPES[ours])
         text = yaml.safe_dump(renamed, sort_keys=False, allow_unicode=True)
         parser.parse_string(text)
         return text
@@ -295,6 +301,13 @@ def _read_config(parser: ArgumentParser, path: str) -> str:
         raise ConfigError(f"config file {path}: {_one_line(error)}") from error
     except argparse.ArgumentError as error:
         raise ConfigError(f"config file {path}: {_explain(error)}") from error
+
+
+def _word(value: Any, kind: Any) -> Any:
+    """``value``, or the word behind it where YAML took a bare on or off for true or false."""
+    if isinstance(value, bool) and {"on", "off"} & set(get_args(kind)):
+        return "on" if value else "off"
+    return value
 
 
 def _check_known(name: str, prefix: str = "--") -> None:
@@ -363,25 +376,35 @@ def _run_folder(options: Options) -> Iterator[str]:
                     folder.rmdir()
 
 
-def _check_computable(options: Options) -> None:
-    """Refuse what cannot run before a log is read, which can take long."""
-    backends.choose(options.run.backend, torch.device("cpu"), torch.float32, options.run.precision)
+def _computing_device(options: Options) -> torch.device:
+    """Where the run computes; what cannot run is refused before a log is read, which can take long."""
+    run = options.run
+    device = choose_device(run.device, run.backend, run.precision)
+    backend = backends.choose(run.backend, device, torch.float32, run.precision)
+    graph.is_used(options.train, device, backend)
     options.model.config(vocab_sizes=(1,), num_dense=0, num_domains=1, num_tasks=1)
+    return device
 
 
-def _make_model(options: Options, dataset: Dataset) -> M3oE:
+def _make_model(options: Options, dataset: Dataset, device: torch.device) -> M3oE:
     schema = dataset.schema
     config = options.model.config(schema.vocab_sizes, len(schema.dense), len(schema.domains), len(schema.tasks))
-    return M3oE(config, backend=options.run.backend, precision=options.run.precision)
+    # Made on the CPU, where its first weights are the same for every device; a backend of the GPU refuses it there.
+    model = M3oE(config, backend="reference").to(device)
+    model.backend, model.precision = options.run.backend, options.run.precision
+    return model
 
 
 def _describe(trainer: Trainer, options: Options) -> list[str]:
     model = trainer.model
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    device = device_of(model)
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     isa = f", instruction set {model.isa_name}" if model.isa_name else ""
     computed = model.compute_precision
     precision = model.precision + (f" (computed in {computed} here)" if computed != model.precision else "")
     train = options.train
+    graphs = ", steps as CUDA graphs" if graph.is_used(train, device, model.backend_name) else ""
     table = ""
     if train.embedding_optimizer != "same":
         table = f"; embedding: {train.embedding_optimizer}, lr {train.table_lr:g}, only the rows in the batch"
@@ -393,9 +416,9 @@ def _describe(trainer: Trainer, options: Options) -> list[str]:
     }[train.bilevel]
     return [
         f"model     {options.model.model}, {parameters:,} parameters",
-        f"backend   {model.backend_name}{isa}, {precision}, {torch.get_num_threads()} threads",
+        f"backend   {model.backend_name}{isa}, {precision}, {where}",
         f"training  at most {train.epochs} epochs, batch {train.batch_size:,}, {train.optimizer}, "
-        f"lr {train.lr:g}, seed {train.seed}{table}; fusion weights: {outer}",
+        f"lr {train.lr:g}, seed {train.seed}{graphs}{table}; fusion weights: {outer}",
     ]
 
 

@@ -16,10 +16,11 @@ import torch
 import yaml
 
 import m3oe_fast
-from m3oe_fast import M3oE
+from m3oe_fast import M3oE, backends
 from m3oe_fast.errors import CheckpointError, ConfigError, UserError
 from m3oe_fast.prepare import main as prepare
 from m3oe_fast.train import _describe, main, parse
+from m3oe_fast.training.device import choose_device
 
 SMALL = [
     "--backend=reference",
@@ -34,6 +35,7 @@ SMALL = [
     "--patience=0",
     "--outer_every=3",
 ]
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 SOURCE = Path(m3oe_fast.__file__).parents[1]
 
 
@@ -87,7 +89,8 @@ def test_defaults_are_the_documented_line():
     assert (train.seed, train.weight_decay, train.patience) == (2022, 1e-5, 3)
     assert (train.bilevel, train.outer_every, train.optimizer) == ("alternating", 50, "adam")
     assert (train.embedding_optimizer, train.embedding_lr) == ("same", None)
-    assert (run.backend, run.precision, run.out, run.resume) == ("auto", "fp32", None, None)
+    assert (run.device, run.backend, run.precision) == ("auto", "auto", "fp32")
+    assert (run.out, run.resume, train.cuda_graph) == (None, None, "auto")
     config = model.config((7, 8), 1, 3, 2)
     assert (config.shared_experts, config.embed_dim, config.expert_dims) == (4, 16, (64,))
     assert (config.star_dim, config.hidden_dim, config.tower_dim) == (512, 256, 64)
@@ -146,6 +149,13 @@ def test_expert_dims_are_widths(text, widths):
     assert parse(["--expert_dims", text]).model.expert_dims == widths
 
 
+@pytest.mark.parametrize(("bare", "word"), [("on", "on"), ("off", "off"), ("'off'", "off"), ("auto", "auto")])
+def test_on_and_off_need_no_quotes_in_yaml(bare, word):
+    Path("c.yaml").write_text(f"bilevel: off\ncuda_graph: {bare}\n")
+    options = parse(["--config=c.yaml"]).train
+    assert (options.bilevel, options.cuda_graph) == ("off", word)
+
+
 def test_print_config_shows_resolved_options_that_config_reads_back(capsys):
     Path("c.yaml").write_text("epochs: 4\n")
     with pytest.raises(SystemExit) as done:
@@ -172,6 +182,8 @@ def test_help_names_every_option_with_its_default_and_no_python(capsys):
         "(default: 4096)",
         "--resume",
         "--learning_rate_darts = --fusion_lr",
+        "--device {auto,cpu,cuda}",
+        "--cuda_graph {auto,on,off}",
     ):
         assert words in text
     for heading in ("data:", "model:", "training:", "run:"):
@@ -197,6 +209,8 @@ def test_help_names_every_option_with_its_default_and_no_python(capsys):
             "--embedding_optimizer sgd",
             "--embedding_optimizer must be one of same, lazy_adam, row_adagrad, got sgd",
         ),
+        ("--device gpu", "--device must be one of auto, cpu, cuda, got gpu"),
+        ("--cuda_graph maybe", "--cuda_graph must be one of auto, on, off, got maybe"),
         ("--gate_detach maybe", "--gate_detach must be true or false"),
         ("--split half", "--split must be one of random, temporal, user, official, got half"),
         ("--epochs -1", "epochs must be .* got -1"),
@@ -222,6 +236,7 @@ def test_wrong_option_is_one_line(argv, message):
     [
         (b"learning_rat: 3\n", "unknown option learning_rat; did you mean lr"),
         (b"learning_rate: 3\nlr: 2\n", "lr is there twice"),
+        (b"cuda_graph: 1\n", "--cuda_graph must be one of auto, on, off, got 1"),
         (b"config: other.yaml\n", "config works on the line only"),
         (b"epochs: many\n", "--epochs must be a whole number, got many"),
         (b"out: 3\n", "--out must be text .* got 3"),
@@ -255,6 +270,8 @@ def no_data(monkeypatch):
         ("--out full", "full already holds a run"),
         ("--backend cuda", "backend 'cuda' cannot run here"),
         ("--hidden_dim 0", "hidden_dim must be"),
+        ("--cuda_graph on --device cpu", "cuda_graph on is impossible here: the model is on cpu"),
+        pytest.param("--device cuda", "device cuda cannot be used here: torch", marks=without_gpu),
     ],
 )
 def test_refused_before_any_work_and_without_a_trace(no_data, argv, message):
@@ -265,6 +282,37 @@ def test_refused_before_any_work_and_without_a_trace(no_data, argv, message):
     with pytest.raises(UserError, match=message):
         main(argv.split())
     assert sorted(Path().rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("built", "found", "reason"), [(False, False, "is built without CUDA"), (True, False, "torch sees no GPU")]
+)
+def test_cuda_without_a_gpu_says_why(monkeypatch, built, found, reason):
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: built)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: found)
+    with pytest.raises(ConfigError, match=f"device cuda cannot be used here: .*{reason}$"):
+        choose_device("cuda", "auto", "fp32")
+    assert choose_device("auto", "auto", "fp32").type == choose_device("cpu", "auto", "fp32").type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("device", "backend", "refused", "chosen"),
+    [
+        ("auto", "auto", [], "cuda"),
+        ("auto", "triton", [], "cuda"),
+        ("auto", "auto", ["Triton is not installed"], "cpu"),
+        ("auto", "triton", ["Triton is not installed"], "cpu"),
+        ("auto", "cpu", [], "cpu"),
+        ("auto", "reference", [], "cpu"),
+        ("cpu", "auto", [], "cpu"),
+        ("cuda", "reference", ["Triton is not installed"], "cuda"),
+    ],
+)
+def test_auto_takes_the_gpu_where_triton_can_use_it(monkeypatch, device, backend, refused, chosen):
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(backends, "reasons_against", lambda *_: refused)
+    assert choose_device(device, backend, "fp32").type == chosen
 
 
 def test_wrong_data_leaves_no_run_folder(log):
@@ -370,6 +418,23 @@ def test_start_says_what_the_products_are_computed_in(asked, computed, words):
         line for line in _describe(SimpleNamespace(model=model, outer_steps=1), parse([])) if line.startswith("backend")
     ]
     assert line.startswith(f"backend   cpu, instruction set {words}")
+
+
+@pytest.mark.parametrize(("choice", "words"), [("auto", "seed 2022, steps as CUDA graphs;"), ("off", "seed 2022;")])
+def test_start_names_the_gpu_and_says_whether_there_are_graphs(monkeypatch, choice, words):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU of {device}")
+    weight = SimpleNamespace(device=torch.device("cuda:0"), numel=lambda: 3)
+    model = SimpleNamespace(
+        backend_name="triton",
+        isa_name=None,
+        precision="tf32",
+        compute_precision="tf32",
+        parameters=lambda: iter([weight]),
+    )
+    trainer = SimpleNamespace(model=model, outer_steps=1)
+    _, backend, training = _describe(trainer, parse([f"--cuda_graph={choice}"]))
+    assert backend == "backend   triton, tf32, GPU of cuda:0"
+    assert words in training
 
 
 def test_ctrl_c_in_the_first_epoch_prints_no_table(log, capsys, monkeypatch):

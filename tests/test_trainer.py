@@ -156,6 +156,8 @@ def compiled(*values):
         ("embedding_lr", math.nan),
         ("embedding_lr", 1e-3),  # embedding_optimizer is same
         ("bilevel", "joint"),
+        ("cuda_graph", "maybe"),
+        ("cuda_graph", True),
     ],
 )
 def test_impossible_option_is_named(field, value):

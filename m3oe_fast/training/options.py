@@ -12,6 +12,7 @@ from m3oe_fast.errors import ConfigError
 Optimizer = Literal["adam", "adamw"]
 EmbeddingOptimizer = Literal["same", "lazy_adam", "row_adagrad"]
 Bilevel = Literal["off", "published", "alternating"]
+CudaGraph = Literal["auto", "on", "off"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ class TrainOptions:
     )
     outer_every: int = option(50, "alternating: steps of the network between two outer steps.")
     outer_fraction: float = option(0.05, "alternating: share of the training rows held out for the outer steps.")
+    cuda_graph: CudaGraph = option(
+        "auto",
+        "On a GPU, steps are captured once as a CUDA graph and replayed: auto (where possible), on (or an error that "
+        "says why not) or off.",
+    )
     seed: int = option(2022, "Seed of the first weights and of the order of the rows.")
 
     def __post_init__(self) -> None:
@@ -79,6 +85,7 @@ class TrainOptions:
             ("optimizer", get_args(Optimizer)),
             ("embedding_optimizer", get_args(EmbeddingOptimizer)),
             ("bilevel", get_args(Bilevel)),
+            ("cuda_graph", get_args(CudaGraph)),
         ):
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")

@@ -12,8 +12,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import resource
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,19 +26,22 @@ from m3oe_fast.data.dataset import Dataset
 from m3oe_fast.errors import ConfigError, DataError
 from m3oe_fast.metrics import Scores
 from m3oe_fast.model import M3oE
+from m3oe_fast.training import graph
 from m3oe_fast.training.console import ConsoleDisplay, Display
-from m3oe_fast.training.evaluation import device_of, evaluate, to_device, unscored
+from m3oe_fast.training.evaluation import device_of, evaluate, unscored
 from m3oe_fast.training.history import Epoch, Progress, Stopper
 from m3oe_fast.training.optimizers import Optimizers
 from m3oe_fast.training.options import TrainOptions
+from m3oe_fast.training.report import config_of, metrics_of
 from m3oe_fast.training.resume import STATE_FORMAT, check_same, continues, epochs_behind, newest, read_state, short
 from m3oe_fast.training.run_folder import BEST, CHECKPOINTS, LAST, RunFolder
+from m3oe_fast.training.steps import EagerSteps, GraphedSteps, Steps
 
 Ended = Literal["epochs", "patience", "interrupted"]
 
 
 _OUTER_STREAM = 0x6F75746572  # keeps the draws of the outer level apart from the permutations of the inner one
-_FREE_TO_CHANGE = {"epochs", "patience"}
+_FREE_TO_CHANGE = {"epochs", "patience", "cuda_graph"}
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Trainer:
             elsewhere. ``Display()`` is silent.
 
     Raises:
-        ConfigError: the model and the dataset do not fit together.
+        ConfigError: the model and the dataset do not fit together, or ``cuda_graph`` is on and cannot be.
         DataError: a part of the dataset is empty.
     """
 
@@ -104,7 +105,9 @@ class Trainer:
         self.progress = Progress()
         self._written = 0
         self._plan_rows()
-        self.optimizers = Optimizers(model, self.options)
+        graphed = graph.is_used(self.options, device_of(model), model.backend_name)
+        self.optimizers = Optimizers(model, self.options, tensor_lr=graphed)
+        self.steps = self._make_steps(graphed)
 
     def _plan_rows(self) -> None:
         """Decide which training rows the outer level owns, and how many steps an epoch has."""
@@ -119,6 +122,15 @@ class Trainer:
             self._is_inner[self.outer_rows] = False
         self.inner_rows = int(self._is_inner.sum())
         self.steps_per_epoch = math.ceil(self.inner_rows / options.batch_size)
+        of_outer = rows if self.outer_rows is None else len(self.outer_rows)
+        self._outer_size = min(options.batch_size, of_outer)
+
+    def _make_steps(self, graphed: bool) -> Steps:
+        if not graphed:
+            return EagerSteps(self.model, self.optimizers)
+        capture = graph.CudaCapture(self.optimizers, device_of(self.model))
+        inner_size = min(self.options.batch_size, self.inner_rows)
+        return GraphedSteps(self.model, self.optimizers, capture, inner_size, self._outer_size)
 
     @property
     def outer_steps(self) -> int:
@@ -153,20 +165,28 @@ class Trainer:
             self._resume(resume)
         finished_before = self._ended() is not None
         if self.run is not None and not (finished_before and self.run.holds_run()):
-            self.run.write_config(self.resolved or self._default_config())
+            default = config_of(self.model, self.dataset, self.options, str(self.run.root))
+            self.run.write_config(self.resolved or default)
         self._catch_up()
-        if not finished_before and self.optimizers.fusion is not None and not self.outer_steps:
-            self.display.message(
-                f"warning: no outer step will be done, the fusion weights stay as they start: {self.options.epochs} "
-                f"epochs have {self.options.epochs * self.steps_per_epoch} steps, fewer than outer_every "
-                f"({self.options.outer_every})"
-            )
+        if not finished_before:
+            self._warn()
         ended = self._train()
         self._ensure_best()
         result = self._measure(ended)
         if self.run is not None and not (finished_before and self._is_written(result)):
             self.run.write_metrics(result.metrics)
         return result
+
+    def _warn(self) -> None:
+        """Say what the options ask for and the run will not do."""
+        if text := graph.notice(self.options, device_of(self.model), self.model.backend_name):
+            self.display.message(text)
+        if self.optimizers.fusion is not None and not self.outer_steps:
+            self.display.message(
+                f"warning: no outer step will be done, the fusion weights stay as they start: {self.options.epochs} "
+                f"epochs have {self.options.epochs * self.steps_per_epoch} steps, fewer than outer_every "
+                f"({self.options.outer_every})"
+            )
 
     def _ended(self) -> Ended | None:
         if self.progress.epoch >= self.options.epochs:
@@ -176,7 +196,7 @@ class Trainer:
     def _train(self) -> Ended:
         """Run the epochs that are left; whatever happens, leave the best weights in the model."""
         try:
-            with self.optimizers.training(), self.display:
+            with self.optimizers.training(), self.steps.running(), self.display:
                 while (ended := self._ended()) is None:
                     self._run_epoch()
             return ended
@@ -197,6 +217,7 @@ class Trainer:
             self._outer_step(number - 1)
         validation = time.perf_counter()
         val = evaluate(self.model, self.dataset.val, self.dataset)
+        self.model.check_inputs()
         self._check_finite(number, val)
         now = time.perf_counter()
         record = Epoch(
@@ -218,27 +239,21 @@ class Trainer:
 
     def _train_epoch(self, number: int) -> float:
         """One pass over the inner rows; returns the mean loss."""
-        options, model, optimizers = self.options, self.model, self.optimizers
+        options = self.options
         order = self.dataset.train.permutation(options.seed, number)
         order = order[self._is_inner[order]]
-        device = device_of(model)
-        model.train()
-        total = torch.zeros((), dtype=torch.float64, device=device)
+        self.model.train()
+        self.steps.begin_epoch()
         step = (number - 1) * self.steps_per_epoch
         done = 0
         for batch in self.dataset.train.batches(options.batch_size, order):
-            optimizers.zero_grad()
-            loss = model.loss(*to_device(batch, device))
-            loss.backward()
-            optimizers.step()
-            # The sum stays where it is: reading it every step would stall a GPU.
-            total.add_(loss.detach(), alpha=len(batch.domain))
+            self.steps.inner(batch)
             done += len(batch.domain)
             step += 1
             if options.bilevel == "alternating" and step % options.outer_every == 0:
                 self._outer_step(step // options.outer_every - 1)
-            self.display.advance(done, lambda done=done: total.item() / done)
-        mean = total.item() / done
+            self.display.advance(done, lambda done=done: self.steps.loss_sum() / done)
+        mean = self.steps.loss_sum() / done
         if not math.isfinite(mean):
             raise self._diverged(number, f"the loss is {mean}")
         return mean
@@ -261,13 +276,12 @@ class Trainer:
         Args:
             number: outer steps so far; the batch is a function of it and the seed.
         """
-        batch = to_device(self.dataset.train.take(self._outer_batch(number)), device_of(self.model))
-        self.optimizers.outer_step(lambda: self.model.loss(*batch))
+        self.steps.outer(self.dataset.train.take(self._outer_batch(number)))
 
     def _outer_batch(self, number: int) -> np.ndarray:
         """Row numbers of an outer batch: shuffled passes over the held-out or all rows."""
         rows = len(self.dataset.train) if self.outer_rows is None else len(self.outer_rows)
-        size = min(self.options.batch_size, rows)
+        size = self._outer_size
         turn, position = divmod(number, rows // size)
         picked = _draws(self.options.seed, 1 + turn).permutation(rows)[position * size : (position + 1) * size]
         return picked if self.outer_rows is None else self.outer_rows[picked]
@@ -279,43 +293,9 @@ class Trainer:
             val, test = (evaluate(self.model, part, self.dataset) for part in parts)
         else:  # half-trained weights that no file holds
             val, test = (unscored(part, self.dataset) for part in parts)
-        return Result(
-            ended,
-            self.progress.history,
-            best_epoch,
-            val,
-            test,
-            self._metrics(best_epoch, val, test),
-        )
-
-    def _metrics(self, best_epoch: int, val: Scores, test: Scores) -> dict[str, Any]:
-        model, data, history = self.model, self.dataset, self.progress.history
-        seconds = math.fsum(epoch.seconds for epoch in history)
-        samples = sum(epoch.samples for epoch in history)
-        return {
-            "data": {
-                "name": data.name,
-                "split": data.split,
-                "rows": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
-                "domains": list(data.schema.domains),
-                "tasks": list(data.schema.tasks),
-            },
-            "model": {"name": "m3oe", "parameters": sum(p.numel() for p in model.parameters())},
-            "backend": model.backend_name,
-            "isa": model.isa_name,
-            "precision": model.precision,
-            "train": {
-                "epochs": len(history),
-                "seconds": seconds,
-                "cpu_seconds": math.fsum(epoch.cpu_seconds for epoch in history),
-                "samples_per_second": samples / seconds if history else None,
-                "peak_rss_bytes": peak_rss_bytes(),
-            },
-            "best_epoch": best_epoch,
-            "val": val.to_dict(),
-            "test": test.to_dict(),
-            "fusion": model.fusion_values() if best_epoch else dict.fromkeys(model.fusion_values()),
-        }
+        history = self.progress.history
+        metrics = metrics_of(self.model, self.dataset, history, best_epoch, val, test)
+        return Result(ended, history, best_epoch, val, test, metrics)
 
     # Files ------------------------------------------------------------------------------------
 
@@ -380,21 +360,6 @@ class Trainer:
         options = dataclasses.asdict(self.options) | {"precision": self.model.precision}
         return {name: value for name, value in options.items() if name not in _FREE_TO_CHANGE}
 
-    def _default_config(self) -> dict[str, Any]:
-        of_data = ("vocab_sizes", "num_dense", "num_domains", "num_tasks")
-        sizes = {k: v for k, v in self.model.config.to_dict().items() if k not in of_data}
-        return {
-            "data": f"prepared:{self.dataset.folder}",
-            "split": self.dataset.split,
-            "split_seed": self.dataset.split_seed,
-            "model": "m3oe",
-            **sizes,
-            **dataclasses.asdict(self.options),
-            "backend": self.model.backend_name,
-            "precision": self.model.precision,
-            "out": str(self.run.root),
-        }
-
     def _resume(self, resume: str | os.PathLike[str]) -> None:
         found = self._find(resume)
         if found is None:
@@ -435,12 +400,6 @@ class Trainer:
             (old.get(part) or {}).get(key) == result.metrics[part][key]
             for part, key in (("train", "epochs"), ("train", "seconds"))
         )
-
-
-def peak_rss_bytes() -> int:
-    """Largest resident memory this process has had."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _check_fit(model: M3oE, dataset: Dataset) -> None:

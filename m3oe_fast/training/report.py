@@ -1,0 +1,73 @@
+"""What a run writes about itself: the content of metrics.json, and of config.yaml where the command line wrote none."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import resource
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from m3oe_fast.data.dataset import Dataset
+from m3oe_fast.metrics import Scores
+from m3oe_fast.model import M3oE
+from m3oe_fast.training.evaluation import device_of
+from m3oe_fast.training.history import Epoch
+from m3oe_fast.training.options import TrainOptions
+
+
+def metrics_of(
+    model: M3oE, data: Dataset, history: Sequence[Epoch], best_epoch: int, val: Scores, test: Scores
+) -> dict[str, Any]:
+    """The content of metrics.json; without a best epoch (0) there are no fusion weights worth telling."""
+    seconds = math.fsum(epoch.seconds for epoch in history)
+    samples = sum(epoch.samples for epoch in history)
+    return {
+        "data": {
+            "name": data.name,
+            "split": data.split,
+            "rows": {"train": len(data.train), "val": len(data.val), "test": len(data.test)},
+            "domains": list(data.schema.domains),
+            "tasks": list(data.schema.tasks),
+        },
+        "model": {"name": "m3oe", "parameters": sum(p.numel() for p in model.parameters())},
+        "backend": model.backend_name,
+        "isa": model.isa_name,
+        "precision": model.precision,
+        "train": {
+            "epochs": len(history),
+            "seconds": seconds,
+            "cpu_seconds": math.fsum(epoch.cpu_seconds for epoch in history),
+            "samples_per_second": samples / seconds if history else None,
+            "peak_rss_bytes": peak_rss_bytes(),
+        },
+        "best_epoch": best_epoch,
+        "val": val.to_dict(),
+        "test": test.to_dict(),
+        "fusion": model.fusion_values() if best_epoch else dict.fromkeys(model.fusion_values()),
+    }
+
+
+def config_of(model: M3oE, data: Dataset, options: TrainOptions, out: str) -> dict[str, Any]:
+    """The content of config.yaml for a run from Python: what the command needs to do the same."""
+    of_data = ("vocab_sizes", "num_dense", "num_domains", "num_tasks")
+    sizes = {k: v for k, v in model.config.to_dict().items() if k not in of_data}
+    return {
+        "data": f"prepared:{data.folder}",
+        "split": data.split,
+        "split_seed": data.split_seed,
+        "model": "m3oe",
+        **sizes,
+        **dataclasses.asdict(options),
+        "device": device_of(model).type,
+        "backend": model.backend_name,
+        "precision": model.precision,
+        "out": out,
+    }
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident memory this process has had."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
