@@ -14,7 +14,7 @@ from bench import child, command, contenders, document, environment, flops, gate
 from bench.contender import Contender
 from bench.measures import MEASURES, calls
 from m3oe_fast import cli
-from m3oe_fast.rounding import PRECISIONS
+from m3oe_fast.backends import CPU_PRECISIONS
 
 
 def main(argv: list[str]) -> int:
@@ -139,7 +139,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--batch", type=command.positive, nargs="+", default=[4096, 40960], metavar="B", help="batch sizes")
     add("--what", nargs="+", choices=MEASURES, default=list(MEASURES), help="what to measure")
-    add("--precision", nargs="+", choices=PRECISIONS, default=["fp32"], help="of m3oe_fast, a section for each")
+    add("--precision", nargs="+", choices=CPU_PRECISIONS, default=["fp32"], help="of m3oe_fast, a section for each")
     add("--warmup", type=int, default=3, help="untimed calls per contender")
     contenders.add_compile_mode(parser)
     command.add_shared(parser, rounds=15, allocators=(*environment.ALLOCATORS, environment.BOTH))

@@ -88,6 +88,19 @@ def check(contender: Contender, workload: Workload, oracle: Oracle, measures: Se
     Raises:
         GateError: an error is larger than allowed, or not finite.
     """
+    findings = find(contender, workload, oracle, measures)
+    judged = contender.own or contender.precision == "fp32"
+    for finding in findings:
+        # Not `error > allowed`: that lets NaN pass.
+        if not math.isfinite(finding.error) or (judged and not finding.error <= finding.allowed):
+            raise GateError(
+                f"{contender.name}: {finding.quantity} is off by {finding.error:.1e}, allowed {finding.allowed:.1e}"
+            )
+    return findings
+
+
+def find(contender: Contender, workload: Workload, oracle: Oracle, measures: Sequence[str]) -> list[Finding]:
+    """The errors of a contender in everything that these measures use, without a judgement."""
     findings = [*_check_forward(contender, workload, oracle, measures)]
     if TRAINING & set(measures):
         contender.train(workload.batch)
@@ -97,13 +110,6 @@ def check(contender: Contender, workload: Workload, oracle: Oracle, measures: Se
             Finding(f"gradient of {name}", error, GRADIENT_RATIO * units[name] + GRADIENT_FLOOR)
             for name, error in errors.items()
         ]
-    judged = contender.own or contender.precision == "fp32"
-    for finding in findings:
-        # Not `error > allowed`: that lets NaN pass.
-        if not math.isfinite(finding.error) or (judged and not finding.error <= finding.allowed):
-            raise GateError(
-                f"{contender.name}: {finding.quantity} is off by {finding.error:.1e}, allowed {finding.allowed:.1e}"
-            )
     return findings
 
 
@@ -172,7 +178,7 @@ def _routed(workload: Workload) -> Formula:
 
 
 def _run(workload: Workload, dtype: torch.dtype, gradients: bool, formula: Formula) -> tuple[Tensor, dict[str, Tensor]]:
-    model = M3oE(workload.config, backend="reference").to(dtype)
+    model = M3oE(workload.config, backend="reference").to(workload.batch.ids.device, dtype)
     model.load_state_dict(workload.model.state_dict())
     batch = workload.batch
     chunks = list(zip(*(tensor.split(CHUNK_ROWS) for tensor in batch[:3]), strict=True))

@@ -116,7 +116,11 @@ class PublishedM3oE(nn.Module):
         """Sum over (domain, task) of the mean cross-entropy; label float [B, T], NaN = not
         observed.
         """
-        probability = torch.sigmoid(self(ids, dense, domain))
+        return self.loss_of(self(ids, dense, domain), domain, label)
+
+    def loss_of(self, logits: Tensor, domain: Tensor, label: Tensor) -> Tensor:
+        """The same from logits [B, T]: cross-entropy of probabilities does not run under autocast on a GPU."""
+        probability = torch.sigmoid(logits)
         total = probability.new_zeros(())
         for d in range(self.config.num_domains):
             for t in range(self.config.num_tasks):
@@ -129,7 +133,8 @@ class PublishedM3oE(nn.Module):
     def gradients(self) -> dict[str, Tensor]:
         """The gradients under the names and in the shapes of `M3oE.named_parameters()`."""
         shapes = {name: parameter.shape for name, parameter in M3oE(self.config, "reference").named_parameters()}
-        result = {name: torch.zeros(shape) for name, shape in shapes.items()}
+        device = self.shared_weight.device
+        result = {name: torch.zeros(shape, device=device) for name, shape in shapes.items()}
         for name, index, parameter, transposed in self._slots():
             if parameter.grad is not None:
                 result[name][index] = parameter.grad.T if transposed else parameter.grad

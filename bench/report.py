@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bench.gpu import table as gpu
 from bench.tables import compare, epoch, latency, memory, scaling, seeds
 from m3oe_fast import cli
 from m3oe_fast.errors import DataError
@@ -16,6 +17,7 @@ from m3oe_fast.errors import DataError
 RENDERERS = {
     "compare": compare.render,
     "epoch": epoch.render,
+    "gpu": gpu.render,
     "latency": latency.render,
     "memory": memory.render,
     "scaling": scaling.render,
@@ -71,6 +73,8 @@ def summary(document: dict[str, Any]) -> str:
 
 
 def _conditions(document: dict[str, Any]) -> str:
+    if document["kind"] == "gpu":
+        return gpu.conditions(document)
     place, settings, commit = document["machine"], document["settings"], document["commit"]
     state = "no commit" if commit["hash"] is None else commit["hash"][:12]
     state += " with uncommitted changes" if commit["modified"] else ""

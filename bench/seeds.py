@@ -12,9 +12,9 @@ from typing import Any
 
 from bench import command, document, epoch
 from m3oe_fast import cli
+from m3oe_fast.backends import CPU_PRECISIONS
 from m3oe_fast.data import Dataset
 from m3oe_fast.errors import DataError
-from m3oe_fast.rounding import PRECISIONS
 from m3oe_fast.training import TrainOptions
 
 
@@ -83,7 +83,7 @@ def _train(dataset: Dataset, precision: str, seed: int, options: argparse.Namesp
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.seeds", description=__doc__)
     add = parser.add_argument
-    add("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="fp32 must be one of them")
+    add("--precision", nargs="+", choices=CPU_PRECISIONS, default=list(CPU_PRECISIONS), help="fp32 must be one of them")
     add("--seeds", type=int, nargs="+", default=[2022, 2023, 2024, 2025, 2026])
     command.add_data(parser)
     command.add_shared(parser, rounds=None, backend="cpu", seed=None)

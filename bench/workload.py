@@ -116,7 +116,7 @@ def avoid_kinks(model: M3oE, batch: Batch) -> Batch:
         own = batch.domain == d
         bad, good = (own & near).nonzero()[:, 0], (own & ~near).nonzero()[:, 0]
         if len(good):
-            source = good[torch.arange(len(bad)) % len(good)]
+            source = good[torch.arange(len(bad), device=good.device) % len(good)]
             ids[bad], dense[bad] = batch.ids[source], batch.dense[source]
     return batch._replace(ids=ids, dense=dense)
 
@@ -124,16 +124,17 @@ def avoid_kinks(model: M3oE, batch: Batch) -> Batch:
 def _kink_distance(model: M3oE, batch: Batch) -> Tensor:
     """float64 [B]: the smallest absolute input of any ReLU that the row's own domain uses."""
     config = model.config
-    exact = M3oE(config, backend="reference").double()
+    device = batch.domain.device
+    exact = M3oE(config, backend="reference").to(device, torch.float64)
     exact.load_state_dict(model.state_dict())
-    distance = torch.empty(len(batch.domain), dtype=torch.float64)
+    distance = torch.empty(len(batch.domain), dtype=torch.float64, device=device)
     with torch.no_grad():
         weights = folded.fold(dict(exact.named_parameters()), config)
         for d in range(config.num_domains):
             for rows in (batch.domain == d).nonzero()[:, 0].split(CHUNK_ROWS):
                 counts = [0] * config.num_domains
                 counts[d] = len(rows)
-                with _WatchReLU(len(rows)) as watch:
+                with _WatchReLU(len(rows), device) as watch:
                     x = exact.embed(batch.ids[rows], batch.dense[rows].double())
                     folded.network(x, counts, weights, star_linear=config.star_activation == "linear")
                 distance[rows] = watch.distance
@@ -143,9 +144,9 @@ def _kink_distance(model: M3oE, batch: Batch) -> Tensor:
 class _WatchReLU(TorchFunctionMode):
     """While active, keeps the smallest absolute input of torch.relu for each of `rows` rows."""
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, rows: int, device: torch.device) -> None:
         super().__init__()
-        self.distance = torch.full((rows,), float("inf"), dtype=torch.float64)
+        self.distance = torch.full((rows,), float("inf"), dtype=torch.float64, device=device)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         # Towers of the other domains run on no rows.

@@ -16,6 +16,7 @@ from m3oe_fast.errors import BackendError, ConfigError
 
 NAMES = ("cpu", "triton", "cuda", "reference")
 PRECISIONS = ("fp32", "bf16x3", "tf32", "bf16")
+CPU_PRECISIONS = ("fp32", "bf16x3", "bf16")
 
 
 def reasons_against(

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from m3oe_fast.errors import ConfigError
 
-PRECISIONS = ("fp32", "bf16x3", "bf16")
+PRECISIONS = ("fp32", "bf16x3", "tf32", "bf16")
 
 
 class RoundedProducts(TorchFunctionMode):
@@ -34,7 +34,7 @@ class RoundedProducts(TorchFunctionMode):
 
     Args:
         precision: "bf16" rounds both operands; "bf16x3" splits each into two bf16, high and low, and sums high high,
-            high low and low high; "fp32" changes nothing.
+            high low and low high; "tf32" drops the last 13 bits of both, as tensor cores do; "fp32" changes nothing.
 
     Raises:
         ConfigError: an unknown precision.
@@ -69,7 +69,9 @@ class RoundedProducts(TorchFunctionMode):
 
 def matmul(precision: str) -> Callable[[Tensor, Tensor], Tensor]:
     """The product of matrices [.., M, K] and [.., K, N] at a precision, as `reference.forward` takes it."""
-    return torch.matmul if precision == "fp32" else {"bf16": _Rounded, "bf16x3": _Split}[precision].apply
+    if precision == "fp32":
+        return torch.matmul
+    return {"bf16": _Rounded, "bf16x3": _Split, "tf32": _Truncated}[precision].apply
 
 
 _PRODUCTS = {torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm, torch.bmm, Tensor.bmm}
@@ -116,6 +118,17 @@ class _Rounded(_Product):
     @staticmethod
     def product(a: Tensor, b: Tensor) -> Tensor:
         return a.bfloat16().to(a.dtype) @ b.bfloat16().to(b.dtype)
+
+
+class _Truncated(_Product):
+    @staticmethod
+    def product(a: Tensor, b: Tensor) -> Tensor:
+        return _truncated(a) @ _truncated(b)
+
+
+def _truncated(a: Tensor) -> Tensor:
+    bits = a.float().view(torch.int32) & ~0x1FFF
+    return bits.view(torch.float32).to(a.dtype)
 
 
 class _Split(_Product):
