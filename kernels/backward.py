@@ -419,9 +419,10 @@ def backward(
     """The gradient of `flat` with pair_loss behind it, and that of the whole input [B, I] if asked for."""
     rows, device = inputs.x.shape[0], inputs.x.device
     flat, operands = unpack(packed, layout)
-    tile, gradient = tuning.backward(layout), tuning.gradient(layout)
+    on = tuning.device(device)
+    tile, gradient = tuning.backward(layout, on), tuning.gradient(layout, on)
     tiles = triton.cdiv(rows, tile.rows) + layout.domains
-    chunk = min(tiles, tuning.processors(device) * gradient.waves)
+    chunk = min(tiles, on.processors * gradient.waves)
     behind = max(*gradient.wide, *gradient.narrow)  # blocks read past the last column of the last row
 
     def scratch(size: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -53,15 +53,17 @@ def star_fold_bwd_weight_kernel(grad, star, shared, out, d_star, d_shared, INPUT
     at = i.to(tl.int64)[:, None] * S + s[None, :]
     w_shared = tl.load(shared + at, mask=inside, other=0.0)
     sum = tl.zeros([BLOCK, BLOCK], tl.float32)
-    for d in range(D):
-        of_d = d.to(tl.int64) * INPUTS
+    for _ in range(D):
         acc = tl.zeros([BLOCK, BLOCK], tl.float32)
         for first in range(0, H, BLOCK):
             h, has_h = span(first, H, BLOCK)
-            g = block_of(grad + of_d * H, i, has_i, h, has_h, H)
+            g = block_of(grad, i, has_i, h, has_h, H)
             acc = tl.dot(g, tl.trans(block_of(out, s, has_s, h, has_h, H)), acc, input_precision="ieee")
-        sum += acc * tl.load(star + of_d * S + at, mask=inside, other=0.0)
-        tl.store(d_star + of_d * S + at, acc * w_shared, mask=inside)
+        sum += acc * tl.load(star + at, mask=inside, other=0.0)
+        tl.store(d_star + at, acc * w_shared, mask=inside)
+        grad += INPUTS * H
+        star += INPUTS * S
+        d_star += INPUTS * S
     tl.store(d_shared + at, sum, mask=inside)
 
 
@@ -70,13 +72,13 @@ def star_fold_bwd_out_kernel(grad, star, shared, d_out, INPUTS, S, H, D, BLOCK: 
     s, has_s = span(tl.program_id(0) * BLOCK, S, BLOCK)
     h, has_h = span(tl.program_id(1) * BLOCK, H, BLOCK)
     acc = tl.zeros([BLOCK, BLOCK], tl.float32)
-    for d in range(D):
-        of_d = d.to(tl.int64) * INPUTS
+    for _ in range(D):
         for first in range(0, INPUTS, BLOCK):
             i, has_i = span(first, INPUTS, BLOCK)
-            w = block_of(star + of_d * S, i, has_i, s, has_s, S) * block_of(shared, i, has_i, s, has_s, S)
-            g = block_of(grad + of_d * H, i, has_i, h, has_h, H)
-            acc = tl.dot(tl.trans(w), g, acc, input_precision="ieee")
+            w = block_of(star, i, has_i, s, has_s, S) * block_of(shared, i, has_i, s, has_s, S)
+            acc = tl.dot(tl.trans(w), block_of(grad, i, has_i, h, has_h, H), acc, input_precision="ieee")
+        star += INPUTS * S
+        grad += INPUTS * H
     tl.store(d_out + s.to(tl.int64)[:, None] * H + h[None, :], acc, mask=has_s[:, None] & has_h[None, :])
 
 

@@ -34,7 +34,8 @@ COLUMNS = 64  # of `vectors`, the same
 class Jobs(NamedTuple):
     """Tables of what the two kernels do, for one layout on one device.
 
-    blocks int64 [J, JOB_FIELDS]: left column, right column, domain or -1, place of the partial sum in a split; first
+    blocks int64 [J, JOB_FIELDS]: left column / 16, right column / 16, domain or -1, place of the partial sum in a split
+        / 16; first
         element of the gradient, rows of it from here on, first column, columns in all; then how columns come in groups,
         one for each expert or task: padded width, distance in the gradient, width
     vectors int64 [V, VECTOR_FIELDS]: first column, columns, domain or -1, first element of the gradient
@@ -89,7 +90,9 @@ def weight_gradient_kernel(
     DP: tl.constexpr = L.domains_padded
     job, split = tl.program_id(0) // SPLITS, tl.program_id(0) % SPLITS
     entry = jobs + job * FIELDS
-    left, right, domain, place = tl.load(entry), tl.load(entry + 1), tl.load(entry + 2), tl.load(entry + 3)
+    # In units of 16, so that the compiler knows that 16 bytes at a time are aligned.
+    left, right, place = tl.load(entry) * 16, tl.load(entry + 1) * 16, tl.load(entry + 3) * 16
+    domain = tl.load(entry + 2)
     begin, end = tiles_of(counts, domain, D, DP, M)
     begin = tl.maximum(begin, first_tile) - first_tile
     end = tl.minimum(end, first_tile + chunk_tiles) - first_tile
@@ -116,7 +119,7 @@ def finish_block(
     SLICE: tl.constexpr,
     SPLITS: tl.constexpr,
 ):
-    place, first, rows = tl.load(entry + 3), tl.load(entry + 4), tl.load(entry + 5)
+    place, first, rows = tl.load(entry + 3) * 16, tl.load(entry + 4), tl.load(entry + 5)
     start, cols = tl.load(entry + 6), tl.load(entry + 7)
     padded, group, width = tl.load(entry + 8), tl.load(entry + 9), tl.load(entry + 10)
     i, j = slice * SLICE + tl.arange(0, SLICE), tl.arange(0, BN)
@@ -237,7 +240,7 @@ def _is_narrow(product: _Product) -> bool:
 @functools.cache
 def jobs(layout: Layout, device: torch.device) -> Jobs:
     """Made once: a training step that is captured into a graph finds the tables there."""
-    c = tuning.gradient(layout)
+    c = tuning.gradient(layout, tuning.device(device))
     products = sorted(_products(layout), key=_is_narrow)
     blocks, wide, place = [], 0, 0
     for entry in products:
@@ -246,7 +249,7 @@ def jobs(layout: Layout, device: torch.device) -> Jobs:
         cols = entry.count * entry.padded
         for row in range(0, entry.rows, bm):
             for col in range(0, cols, bn):
-                job = (entry.left + row, entry.right + col, entry.domain, place)
+                job = ((entry.left + row) // 16, (entry.right + col) // 16, entry.domain, place // 16)
                 job += (entry.first + row * entry.width, entry.rows - row, col, cols)
                 blocks.append((*job, entry.padded, entry.group, entry.width))
                 place += bm * bn
@@ -271,10 +274,11 @@ class WeightGradients:
         """`rows`: of a tile, as the backward pass of the tile has them."""
         device = counts.device
         self.layout, self.counts, self.rows = layout, counts, rows
-        self.tuning = tuning.gradient(layout)
+        on = tuning.device(device)
+        self.tuning = tuning.gradient(layout, on)
         self.jobs = jobs(layout, device)
         total = len(self.jobs.blocks)
-        self.splits = min(8, max(1, triton.cdiv(2 * tuning.processors(device), total)))
+        self.splits = min(8, max(1, triton.cdiv(2 * on.processors, total)))
         self.partials = torch.empty(self.splits * self.jobs.partial, dtype=torch.float32, device=device)
         self._blocks = {
             "L": layout,

@@ -380,7 +380,7 @@ def forward(
     rows = inputs.x.shape[0]
     flat, operands = unpack(packed, layout)
     output = torch.empty((rows, layout.tasks), dtype=torch.float32, device=inputs.x.device)
-    tile = tuning.forward(layout)
+    tile = tuning.forward(layout, tuning.device(output.device))
     tiles = triton.cdiv(rows, tile.rows) + layout.domains if rows else 0
     staged = output.new_empty(
         tiles * tile.rows * layout.inputs_padded if layout.representation else 0, dtype=tape_dtype(layout)

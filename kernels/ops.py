@@ -125,19 +125,25 @@ def _gradients(
     packed = pack(weights, layout)
     wants_input = input_grad or wants_table
     flat, d_input = backward(data, routed, packed, gate_mask, targets, layout, wants_input)
-    pair_loss = flat[layout.flat_size :].view(layout.domains, layout.tasks).clone()
-    d_weights = [
-        part.view(shape)
-        for part, shape in zip(flat[: layout.flat_size].split(layout.sizes), layout.shapes, strict=True)
-    ]
+    pair_loss, *d_weights = _apart(flat, ((layout.domains, layout.tasks), *layout.shapes), layout)
     x = data.x
-    d_x = d_input[:, layout.inputs - layout.columns :].contiguous() if input_grad else x.new_empty((0, x.shape[1]))
+    d_x = x.new_empty((0, x.shape[1]))
+    if input_grad:
+        d_x = d_input[:, layout.inputs - layout.columns :].clone(memory_format=torch.contiguous_format)
     d_embedding, rows = x.new_empty((0, 0)), x.new_empty((0,), dtype=torch.int64)
     if wants_table and embedding_grad == "dense":
         d_embedding = embedding_bwd(d_input, data.ids, data.fields, routed.peak, data.embedding.shape)
     elif wants_table:
         d_embedding, rows = _sparse_gradient(d_input, data, tuple(vocab), routed.peak)
     return [pair_loss, d_x, d_embedding, rows, *d_weights]
+
+
+def _apart(flat: Tensor, shapes: Sequence[tuple[int, ...]], layout: Layout) -> list[Tensor]:
+    """pair_loss and the gradients as tensors of their own, in one launch: an op's outputs must not share memory."""
+    parts = [flat[layout.flat_size :], *flat[: layout.flat_size].split(layout.sizes)]
+    results = [flat.new_empty(shape) for shape in shapes]
+    torch._foreach_copy_([result.view(-1) for result in results], parts)
+    return results
 
 
 def _sparse_gradient(d_input: Tensor, data: Inputs, vocab: tuple[int, ...], peak: Tensor) -> tuple[Tensor, Tensor]:
@@ -216,7 +222,7 @@ def _register() -> torch.library.Library:
         schema = str(getattr(torch.ops.m3oe_fast, name).default._schema)
         library.define(schema.split("::")[1])
         for key in keys:
-            library.impl(name, function, key)
+            library.impl(name, torch.no_grad()(function), key)
     return library
 
 

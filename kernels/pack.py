@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .launch import launch
 from .layout import Layout
+from .tile import narrow
 
 BLOCK = 1024
 _ALIGNED = 32  # elements of `flat` are padded to this, so that the operands behind it begin at 128 bytes
@@ -43,20 +44,25 @@ def elements(flat, at, i: tl.constexpr, L: tl.constexpr):
 
 
 @triton.jit
-def pack_kernel(flat, operands, L: tl.constexpr, BLOCK: tl.constexpr):
+def pack_kernel(flat, operands, L: tl.constexpr, BLOCK: tl.constexpr, ALIGNED: tl.constexpr):
+    """Also zeroes what lies between `flat` and `operands`: no output of an op may hold what nobody wrote."""
+    FLAT: tl.constexpr = L.flat_size
     KINDS: tl.constexpr = len(L.matrices)
     PLANE: tl.constexpr = L.plane
     PRECISION: tl.constexpr = L.precision
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    if tl.program_id(0) == 0:
+        gap = FLAT + tl.arange(0, ALIGNED)
+        tl.store(flat + gap, tl.zeros([ALIGNED], tl.float32), mask=gap < tl.cdiv(FLAT, ALIGNED) * ALIGNED)
     value = tl.zeros([BLOCK], tl.float32)
     for i in tl.static_range(KINDS):
         value += elements(flat, at, i, L)
     if PRECISION == "bf16x3":
-        high = value.to(tl.bfloat16)
+        high = narrow(value)
         tl.store(operands + at, high, mask=at < PLANE)
-        tl.store(operands + PLANE + at, (value - high.to(tl.float32)).to(tl.bfloat16), mask=at < PLANE)
+        tl.store(operands + PLANE + at, narrow(value - high.to(tl.float32)), mask=at < PLANE)
     elif PRECISION == "bf16":
-        tl.store(operands + at, value.to(tl.bfloat16), mask=at < PLANE)
+        tl.store(operands + at, narrow(value), mask=at < PLANE)
     else:
         tl.store(operands + at, value, mask=at < PLANE)
 
@@ -92,7 +98,8 @@ def pack(weights: Sequence[Tensor], layout: Layout) -> Tensor:
     buffer = torch.empty(packed_length(layout), dtype=torch.float32, device=weights[0].device)
     torch.cat([weight.reshape(-1) for weight in weights], out=buffer[: layout.flat_size])
     flat, operands = unpack(buffer, layout)
-    launch(pack_kernel, (triton.cdiv(layout.plane, BLOCK),), flat, operands, L=layout, BLOCK=BLOCK, num_warps=4)
+    grid = (triton.cdiv(layout.plane, BLOCK),)
+    launch(pack_kernel, grid, flat, operands, L=layout, BLOCK=BLOCK, ALIGNED=_ALIGNED, num_warps=4)
     return buffer
 
 

@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import tuning
 from .launch import launch
-from .tuning import processors
 
 BLOCK = 1024
 
@@ -86,7 +86,7 @@ class Routed:
     def __init__(self, domain: Tensor, domains: int, tasks: int, flags: Tensor, label: Tensor | None = None) -> None:
         rows, device = domain.shape[0], domain.device
         blocks = triton.cdiv(rows, BLOCK)
-        self.parts = max(1, min(blocks, processors(device) // domains))
+        self.parts = max(1, min(blocks, tuning.device(device).processors // domains))
 
         def integers(*shape: int) -> Tensor:
             return torch.empty(shape, dtype=torch.int32, device=device)

@@ -8,9 +8,14 @@ of columns; the left factor of a product is a tuple of those, each a tuple of pl
 import triton
 import triton.language as tl
 
+from .launch import interpreted
+
+# Triton 3.6 interpreted cuts bf16 off where a GPU rounds, and multiplies bf16 tensors as the integers of their bits.
+INTERPRETED = tl.constexpr(interpreted())
 EPS = tl.constexpr(1e-5)
-BLOCK_BYTES = 32768
+BLOCK_BYTES = 65536
 PART = 64
+PARTS = 8
 
 
 @triton.constexpr_function
@@ -24,13 +29,24 @@ def pieces(depth, width, precision):
 
 
 @triton.jit
+def narrow(x):
+    """x float32 rounded to the nearest bf16."""
+    if INTERPRETED:
+        bits = x.to(tl.int32, bitcast=True)
+        nearest = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
+        return tl.where(x == x, nearest, x).to(tl.bfloat16)
+    else:
+        return x.to(tl.bfloat16)
+
+
+@triton.jit
 def planes(x, PRECISION: tl.constexpr):
-    """x float32 as what the matrix units multiply: itself, rounded to bf16, or split into two bf16."""
+    """x as what the matrix units multiply: itself, rounded to bf16, or split into two bf16."""
     if PRECISION == "bf16x3":
-        high = x.to(tl.bfloat16)
-        return (high, (x - high.to(tl.float32)).to(tl.bfloat16))
+        high = narrow(x)
+        return (high, narrow(x - high.to(tl.float32)))
     elif PRECISION == "bf16":
-        return (x.to(tl.bfloat16),)
+        return (held(x, PRECISION),)
     else:
         return (x.to(tl.float32),)
 
@@ -66,18 +82,24 @@ def factor_of_part(parts, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def dot(a, b, acc, input_precision: tl.constexpr):
+    if INTERPRETED:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
+    else:
+        return tl.dot(a, b, acc, input_precision=input_precision)
+
+
+@triton.jit
 def product(a, b, acc, PRECISION: tl.constexpr):
     """acc + a @ b for planes of [M, K] and [K, N]; acc float32."""
     if PRECISION == "bf16x3":
-        acc = tl.dot(a[1], b[0], acc)
-        acc = tl.dot(a[0], b[1], acc)
-        return tl.dot(a[0], b[0], acc)
-    elif PRECISION == "bf16":
-        return tl.dot(a[0], b[0], acc)
+        acc = dot(a[1], b[0], acc, "ieee")
+        acc = dot(a[0], b[1], acc, "ieee")
+        return dot(a[0], b[0], acc, "ieee")
     elif PRECISION == "tf32":
-        return tl.dot(a[0], b[0], acc, input_precision="tf32")
+        return dot(a[0], b[0], acc, "tf32")
     else:
-        return tl.dot(a[0], b[0], acc, input_precision="ieee")
+        return dot(a[0], b[0], acc, "ieee")  # of bf16 this says nothing
 
 
 @triton.jit
@@ -130,13 +152,13 @@ def multiply_transposed(
 
 # LayerNorm and ReLU ----------------------------------------------------------------------------------------------
 #
-# A row is a tuple of parts of at most PART columns. A thread needs as many columns of a gain as it has of the row, so a
-# wide row at once would take more registers for its vectors than for itself.
+# A row is a tuple of parts of PART columns, wider ones where there are more than PARTS. A thread needs as many columns
+# of a gain as it has of the row: a wide row at once would take more registers for its vectors than for itself.
 
 
 @triton.constexpr_function
 def parts_of(width):
-    return max(1, width // PART)
+    return max(1, min(width // PART, PARTS))
 
 
 @triton.jit
@@ -146,10 +168,10 @@ def held(x, PRECISION: tl.constexpr):
     Normalised values are rounded here, before ReLU, in the forward and in the backward pass, so that both see the same
     side of every kink.
     """
-    if PRECISION == "bf16":
-        return x.to(tl.bfloat16)
-    else:
+    if PRECISION != "bf16" or x.dtype == tl.bfloat16:
         return x
+    else:
+        return narrow(x)
 
 
 @triton.jit

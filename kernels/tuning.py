@@ -38,27 +38,41 @@ class GradientTuning:
     waves: int = 2
 
 
-@functools.cache
-def processors(device: torch.device) -> int:
-    """Multiprocessors of a GPU; a small number for the interpreter, so that tests split work there too."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 8
+@dataclass(frozen=True)
+class Device:
+    """What of a GPU decides the tiles: its multiprocessors, and bytes of shared memory that a program may have."""
+
+    processors: int
+    shared: int
+
+
+_INTERPRETER = Device(processors=8, shared=227 * 1024)  # few, so that tests split work there too
+_AMPLE = 160 * 1024  # shared memory of data centre GPUs; others have 99 KB
 
 
 @functools.cache
-def forward(layout: Layout) -> Tuning:
-    return _tuning(layout, _forward_columns(layout))
+def device(of: torch.device) -> Device:
+    if of.type != "cuda":
+        return _INTERPRETER
+    properties = torch.cuda.get_device_properties(of)
+    return Device(properties.multi_processor_count, properties.shared_memory_per_block_optin)
 
 
 @functools.cache
-def backward(layout: Layout) -> Tuning:
+def forward(layout: Layout, on: Device) -> Tuning:
+    return _tuning(layout, on, _forward_columns(layout))
+
+
+@functools.cache
+def backward(layout: Layout, on: Device) -> Tuning:
     mixing = layout.tasks * (layout.widths_padded[-1] + 2 * layout.gated_padded)
     columns = _held(layout) + layout.hidden_padded + mixing + 3 * max(layout.widths_padded)
-    return _tuning(layout, max(columns, _forward_columns(layout)))
+    return _tuning(layout, on, max(columns, _forward_columns(layout)))
 
 
 @functools.cache
-def gradient(layout: Layout) -> GradientTuning:
-    return GradientTuning(stages=3 if layout.precision == "bf16" else 2)
+def gradient(layout: Layout, on: Device) -> GradientTuning:
+    return GradientTuning(stages=3 if layout.precision == "bf16" and on.shared >= _AMPLE else 2)
 
 
 def _held(layout: Layout) -> float:
@@ -72,7 +86,18 @@ def _forward_columns(layout: Layout) -> float:
     return max(layout.hidden_padded + _held(layout), _held(layout) + mixing + max(layout.widths_padded))
 
 
-def _tuning(layout: Layout, columns: float) -> Tuning:
+def _tuning(layout: Layout, on: Device, columns: float) -> Tuning:
     """The tallest tile whose live columns leave a fifth of the 64 K registers free, on the fewest warps."""
     rows = next((m for m in (128, 64, 32) if m * columns <= 52_000), 16)
-    return Tuning(rows, 4 if rows * columns <= 20_000 else 8, stages=3 if layout.precision == "bf16" else 2)
+    return Tuning(rows, 4 if rows * columns <= 20_000 else 8, _stages(layout, on))
+
+
+def _stages(layout: Layout, on: Device) -> int:
+    """Experts in flight: every stage holds the matrices of one in shared memory. A single stage holds one block."""
+    ins = (layout.hidden_padded, *layout.widths_padded[:-1])
+    elements = sum(rows * cols for rows, cols in zip(ins, layout.widths_padded, strict=True))
+    expert = elements * (2 if layout.precision == "bf16" else 4)  # bf16x3 has two planes of 2 bytes
+    most = 3 if layout.precision == "bf16" else 2
+    if on.shared < _AMPLE:
+        return 1
+    return next((stages for stages in range(most, 1, -1) if stages * expert <= 128 * 1024), 1)

@@ -96,6 +96,7 @@ class Problem:
     domain: Tensor
     grad: Tensor
     weights: NetworkWeights
+    backend: str = "cpu"
 
     @property
     def leaves(self) -> list[Tensor]:
@@ -109,7 +110,8 @@ class Problem:
         return Lookup(self.ids, self.table, self.fields.vocab, sparse_grad)
 
     def looked_up(self, sparse_grad: bool = False) -> Tensor:
-        return network(self.dense, self.domain, self.weights, lookup=self.lookup(sparse_grad), gate_detach=False)
+        lookup = self.lookup(sparse_grad)
+        return network(self.dense, self.domain, self.weights, lookup=lookup, gate_detach=False, backend=self.backend)
 
     def gathered(self) -> Tensor:
         rows = F.embedding(self.ids.long() + self.fields.first_rows, self.table)
@@ -125,13 +127,13 @@ class Problem:
         return dataclasses.replace(self, table=table, dense=dense, grad=self.grad.to(dtype), weights=weights)
 
 
-def make_problem(fields: Fields, dtype: torch.dtype = torch.float32) -> Problem:
+def make_problem(fields: Fields, dtype: torch.dtype = torch.float32, backend: str = "cpu") -> Problem:
     case = fields.case
     _, domain, grad, _ = make_inputs(case, dtype)
     generator = torch.Generator().manual_seed(4)
     table = torch.randn(sum(fields.vocab), fields.width, generator=generator).to(dtype).requires_grad_()
     dense = torch.randn(fields.rows, fields.columns, generator=generator).to(dtype).requires_grad_()
-    return Problem(fields, make_ids(fields), table, dense, domain, grad, make_weights(case, dtype))
+    return Problem(fields, make_ids(fields), table, dense, domain, grad, make_weights(case, dtype), backend)
 
 
 def assert_all_close(labels, ours, eager, oracle) -> None:

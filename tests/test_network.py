@@ -51,23 +51,26 @@ def run(function, case: Case, weights: NetworkWeights, x, domain, grad, mask):
     return logits.detach(), [torch.zeros_like(w) if g is None else g for g, w in zip(grads, wanted, strict=True)]
 
 
-def three_ways(case: Case, dtype=torch.float32):
+def three_ways(case: Case, dtype=torch.float32, function=network):
     """(ours, eager in `dtype`, eager in float64), each (logits, gradients), from the same rounded numbers."""
     weights = make_weights(case, dtype)
     x, domain, grad, mask = make_inputs(case, dtype)
-    ours = run(network, case, weights, x, domain, grad, mask)
+    ours = run(function, case, weights, x, domain, grad, mask)
     eager = run(folded.routed, case, weights, x, domain, grad, mask)
     exact = x.detach().double().requires_grad_()
     oracle = run(folded.routed, case, cast(weights, torch.float64), exact, domain, grad.double(), mask)
     return ours, eager, oracle, ["x", *names(weights)]
 
 
-@pytest.mark.parametrize("case", UGLY, ids=str)
-def test_values_and_gradients_against_the_oracle(case):
-    ours, eager, oracle, labels = three_ways(case)
+def assert_as_close_as_eager(ours, eager, oracle, labels) -> None:
     assert_close_to_oracle(ours[0], eager[0], oracle[0], FORWARD, "logits")
     for label, *grads in zip(labels, ours[1], eager[1], oracle[1], strict=True):
         assert_close_to_oracle(*grads, GRADIENT, f"gradient of {label}", stacked_axes(label))
+
+
+@pytest.mark.parametrize("case", UGLY, ids=str)
+def test_values_and_gradients_against_the_oracle(case):
+    assert_as_close_as_eager(*three_ways(case))
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -434,8 +437,12 @@ def run_loss(function, case: Case, weights, x, domain, label, pair_weight, row_w
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("case", UGLY, ids=str)
 def test_loss_and_gradients_in_one_pass_against_the_oracle(case, weighted):
+    assert_one_pass_as_close_as_eager(case, weighted, network_loss)
+
+
+def assert_one_pass_as_close_as_eager(case: Case, weighted: bool, ours) -> None:
     results = []
-    for function, dtype in ((network_loss, torch.float32), (eager_loss, torch.float32), (eager_loss, torch.float64)):
+    for function, dtype in ((ours, torch.float32), (eager_loss, torch.float32), (eager_loss, torch.float64)):
         weights = cast(make_weights(case, torch.float32), dtype)
         x, domain, _, mask = make_inputs(case, torch.float32)
         label, pair_weight, row_weight = make_targets(case, torch.float32)

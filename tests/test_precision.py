@@ -183,7 +183,7 @@ def assert_as_good_as_eager(labels, ours, draws, oracle) -> None:
 
 
 def assert_as_good_as_rounded_eager(
-    case: Case, precision: str, weights: NetworkWeights, logits_only: bool = False
+    case: Case, precision: str, weights: NetworkWeights, logits_only: bool = False, backend: str = "cpu"
 ) -> None:
     x, domain, grad, mask = make_inputs(case, torch.float32)
 
@@ -191,7 +191,7 @@ def assert_as_good_as_rounded_eager(
         return [result[0], *([] if logits_only else result[1])]
 
     def at_precision(*args, **switches):
-        return network(*args, precision=precision, **switches)
+        return network(*args, precision=precision, backend=backend, **switches)
 
     def draws():
         for scale in SCALINGS:
