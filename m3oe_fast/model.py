@@ -53,7 +53,8 @@ class M3oE(nn.Module):
 
     Raises:
         ConfigError: unknown backend or precision.
-        BackendError: the requested backend cannot run here; every reason is listed.
+        BackendError: the requested backend cannot run here; every reason is listed. Backend triton on a CPU is refused
+            by the first call only, so that a model can be made and then moved: `M3oE(config, "triton").to("cuda")`.
     """
 
     def __init__(
@@ -73,7 +74,8 @@ class M3oE(nn.Module):
         self.register_buffer("_vocab", torch.tensor(config.vocab_sizes, dtype=torch.int64), persistent=False)
         self.register_load_state_dict_post_hook(_weights_loaded)
         self._served: tuple[tuple[str, torch.device, torch.dtype, str], str] | None = None
-        self._choose_backend()
+        if not (backend == "triton" and self.embedding.device.type == "cpu"):
+            self._choose_backend()  # else the first call does, as the model may be about to move to a GPU
 
     def _choose_backend(self) -> str:
         """Decided once per request, device and dtype: a traced graph then holds a comparison, not the decision."""

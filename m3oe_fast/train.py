@@ -389,10 +389,10 @@ def _computing_device(options: Options) -> torch.device:
 def _make_model(options: Options, dataset: Dataset, device: torch.device) -> M3oE:
     schema = dataset.schema
     config = options.model.config(schema.vocab_sizes, len(schema.dense), len(schema.domains), len(schema.tasks))
-    # Made on the CPU, where its first weights are the same for every device; a backend of the GPU refuses it there.
-    model = M3oE(config, backend="reference").to(device)
-    model.backend, model.precision = options.run.backend, options.run.precision
-    return model
+    run = options.run
+    backend = backends.choose(run.backend, device, torch.float32, run.precision)
+    # Made on the CPU, where its first weights are the same for every device.
+    return M3oE(config, backend=backend, precision=run.precision).to(device)
 
 
 def _describe(trainer: Trainer, options: Options) -> list[str]:

@@ -321,7 +321,7 @@ def test_backend_requests():
         M3oE(CONFIG, backend="cuda")
     if not kernels.interpreted():
         with pytest.raises(BackendError, match=r"'triton' cannot run here: .*tensors are on cpu"):
-            M3oE(CONFIG, backend="triton")
+            M3oE(CONFIG, backend="triton")(*batch(CONFIG, 3)[:3])
     with pytest.raises(BackendError, match=r"precision 'tf32' exists on GPUs only"):
         M3oE(CONFIG, precision="tf32", backend="cpu")
     with pytest.raises(BackendError, match=r"precision 'bf16': it computes in the dtype of its tensors"):
