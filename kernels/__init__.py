@@ -28,6 +28,6 @@ from .launch import installed, interpreted, launches
 __all__ = ["check_inputs", "installed", "interpreted", "launches"]
 
 
-def check_inputs(device: torch.device, fields: int) -> None:
+def check_inputs(device: torch.device) -> None:
     """Raise ValueError if an id or domain was out of range in a batch on `device` since the last check (`flags`)."""
-    flags.check(device, fields)
+    flags.check(device)

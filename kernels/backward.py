@@ -111,9 +111,10 @@ def sum_rows(parts, vectors, first, N: tl.constexpr, NP: tl.constexpr):
 
 @triton.jit
 def expert_layer_bwd(
-    dz, dr, e, operands, flat, tape, spreads, vectors, layer: tl.constexpr, L: tl.constexpr, M: tl.constexpr
+    dz, normal, dr, e, operands, flat, tape, spreads, vectors, layer: tl.constexpr, L: tl.constexpr, M: tl.constexpr
 ):
-    """dr [M, H] + what flows into it through one expert, for the gradient dz [M, X], in parts, of a layer's output."""
+    """dr [M, H] + what flows into it through one expert, for the gradient dz [M, X], in parts, of a layer's output and
+    what the tape kept of that layer (`kept`), in parts."""
     E: tl.constexpr = L.experts
     N: tl.constexpr = L.widths[layer]
     NP: tl.constexpr = L.widths_padded[layer]
@@ -128,7 +129,6 @@ def expert_layer_bwd(
     PRECISION: tl.constexpr = L.precision
     A: tl.constexpr = L.tape[7 + 2 * layer + 1]
     SPREADS: tl.constexpr = L.spreads
-    normal = kept(tape + A + e * NP, NP, L, M)
     spread = tl.load(spreads + tl.arange(0, M) * SPREADS + 2 + layer * E + e)
     shift = e * N
     da = activate_bwd(
@@ -143,7 +143,9 @@ def expert_layer_bwd(
         below = tl.zeros([M, K], tl.float32)
         below = multiply_transposed(a, below, operands, FIRST + e * (K * NP), K, NP, PLANE, PRECISION)
         below = columns(below, M, K, parts_of(K))
-        return expert_layer_bwd(below, dr, e, operands, flat, tape, spreads, vectors, layer - 1, L, M)
+        BELOW: tl.constexpr = L.tape[7 + 2 * (layer - 1) + 1]
+        normal = kept(tape + BELOW + e * K, K, L, M)
+        return expert_layer_bwd(below, normal, dr, e, operands, flat, tape, spreads, vectors, layer - 1, L, M)
 
 
 @triton.jit
@@ -364,7 +366,7 @@ def network_bwd_kernel(
                     own = tl.arange(0, GP)[None, :] == e
                     summed = summed + (d_gates[t] + tl.where(own, d_coefficient[:, None], 0.0),)
             d_gates = summed
-            dr = expert_layer_bwd(dz, dr, e, operands, flat, tape, spreads, vectors, DEPTH - 1, L, M)
+            dr = expert_layer_bwd(dz, output, dr, e, operands, flat, tape, spreads, vectors, DEPTH - 1, L, M)
 
         # Gates.
         if G > 0:
@@ -434,6 +436,11 @@ def backward(
     d_input = scratch(rows * layout.inputs).view(rows, layout.inputs) if input_grad else None
     weights = WeightGradients(layout, routed.counts, tile.rows)
     absent = flat
+    mask = absent if gate_mask is None else gate_mask.contiguous().view(torch.uint8)
+    grad, *scales = (
+        absent if tensor is None else tensor.contiguous()
+        for tensor in (targets.grad, targets.row_weight, targets.pair_weight)
+    )
     for first_tile in range(0, tiles, chunk):
         launch(
             network_bwd_kernel,
@@ -443,10 +450,9 @@ def backward(
             routed.counts,
             flat,
             operands,
-            absent if gate_mask is None else gate_mask.contiguous().view(torch.uint8),
-            targets.grad.contiguous(),
-            absent if targets.row_weight is None else targets.row_weight.contiguous(),
-            absent if targets.pair_weight is None else targets.pair_weight.contiguous(),
+            mask,
+            grad,
+            *scales,
             routed.labelled,
             routed.peak,
             tape,

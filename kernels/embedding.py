@@ -1,14 +1,15 @@
 """Gradient of the embedding table from that of the input, without a sort, all fields in one launch, reproducible.
 
 Sums are kept in 64-bit fixed point, scaled by the largest gradient of the batch so that no sum can overflow: integer
-additions give the same bits in any order, and their quantum is 2^-61 of the largest possible sum, far below float32.
+additions give the same bits in any order. Their quantum is 2^-61 of B times that gradient; at B = 65,536 gradients a
+million times smaller than the largest keep the digits of float32, and those 3e-14 as large vanish.
 Fields of at most `SMALL` rows, where every row of the log would hit the same few addresses, are first added up on chip:
 a one-hot matrix [SMALL, rows] times the gradients; the others go to memory at once, one atomic addition per element.
 
-Decomposition: program (rows, field). Traffic: 4 N bytes read per row and field, 8 N added atomically for large fields,
-12 N per row of the table.
+Decomposition: program (rows, field, columns). Traffic: 4 N bytes read per row and field, 8 N added atomically for large
+fields, 12 N per row of the table.
 
-A gradient that is not finite makes the whole result NaN.
+A gradient that is not finite, or above 2^117, makes the whole result NaN.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ SMALL = 64
 ROWS = 1024  # of a program
 STEP = 64  # taken at once
 BLOCK = 1024
+WIDEST = 128  # columns of a program
 
 
 @triton.jit
@@ -54,18 +56,18 @@ def embedding_bwd_kernel(
     INPUTS: tl.constexpr,
     FIELDS: tl.constexpr,
     EMBED: tl.constexpr,
-    EMBED_PADDED: tl.constexpr,
+    WIDTH: tl.constexpr,
     SMALL: tl.constexpr,
     ROWS: tl.constexpr,
     STEP: tl.constexpr,
 ):
     """sums int64 [V, N] += fixed-point gradients of one field's embeddings for ROWS rows."""
-    first, field = tl.program_id(0) * ROWS, tl.program_id(1)
+    first, field, column = tl.program_id(0) * ROWS, tl.program_id(1), tl.program_id(2) * WIDTH
     start, size = tl.load(fields + field), tl.load(fields + FIELDS + field)
     scale = power_of_two(shift_of(peak, B))
-    lane, n = tl.arange(0, STEP), tl.arange(0, EMBED_PADDED)
+    lane, n = tl.arange(0, STEP), column + tl.arange(0, WIDTH)
     v = tl.arange(0, SMALL)
-    together = tl.zeros([SMALL, EMBED_PADDED], tl.float32)
+    together = tl.zeros([SMALL, WIDTH], tl.float32)
     is_small = size <= SMALL
     for step in range(0, ROWS, STEP):
         row = (first + step + lane).to(tl.int64)
@@ -91,7 +93,7 @@ def embedding_finish_kernel(sums, peak, gradient, B, SIZE, BLOCK: tl.constexpr):
     """gradient float32 = sums / 2^shift."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     value = tl.load(sums + at, mask=at < SIZE, other=0).to(tl.float64) * power_of_two(-shift_of(peak, B))
-    finite = tl.load(peak) < 0x7F800000
+    finite = tl.load(peak) < 0x7A800000  # 2^118: ROWS of them are still a float32
     tl.store(gradient + at, tl.where(finite, value.to(tl.float32), float("nan")), mask=at < SIZE)
 
 
@@ -108,11 +110,12 @@ def embedding_bwd(
     """
     rows, count = ids.shape
     size, embed = shape[0] * shape[1], shape[1]
+    width = min(padded(embed), WIDEST)
     sums = torch.zeros(size, dtype=torch.int64, device=ids.device)
     gradient = torch.empty(tuple(shape), dtype=torch.float32, device=ids.device)
     launch(
         embedding_bwd_kernel,
-        (triton.cdiv(rows, ROWS), count),
+        (triton.cdiv(rows, ROWS), count, triton.cdiv(embed, width)),
         d_input,
         ids,
         fields,
@@ -122,7 +125,7 @@ def embedding_bwd(
         INPUTS=d_input.shape[1],
         FIELDS=count,
         EMBED=embed,
-        EMBED_PADDED=padded(embed),
+        WIDTH=width,
         SMALL=SMALL,
         ROWS=ROWS,
         STEP=STEP,

@@ -12,17 +12,23 @@ import torch
 from torch import Tensor
 
 
-@functools.cache
 def of(device: torch.device) -> Tensor:
-    """int64 [2], the same tensor every time: 1 + row * F + field of an id, and 1 + row of a domain, 0 for none."""
-    return torch.zeros(2, dtype=torch.int64, device=device)
+    """int64 [2], the same tensor every time: 1 + row * 65536 + field of an id, and 1 + row of a domain, 0 for none."""
+    if device.type != "cuda":
+        return _flags(device.type, 0)
+    return _flags(device.type, torch.cuda.current_device() if device.index is None else device.index)
 
 
-def check(device: torch.device, fields: int) -> None:
-    """Raise for what was found on `device` since the last check.
+@functools.cache
+def _flags(kind: str, index: int) -> Tensor:
+    if kind == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("run a call before capturing one into a CUDA graph: what is kept must not be the graph's")
+    with torch.inference_mode(False):
+        return torch.zeros(2, dtype=torch.int64, device=torch.device(kind, index))
 
-    Args:
-        fields: F of the model whose inputs are checked.
+
+def check(device: torch.device) -> None:
+    """Raise for what was found on `device` since the last check, by whatever model.
 
     Raises:
         ValueError: an id or a domain was out of range in some batch; names row and field of one.
@@ -30,7 +36,7 @@ def check(device: torch.device, fields: int) -> None:
     id_place, domain_place = of(device).tolist()
     of(device).zero_()
     if id_place:
-        row, field = divmod(id_place - 1, max(fields, 1))
+        row, field = divmod(id_place - 1, 65536)
         raise ValueError(f"ids[{row}, {field}] of a batch is out of range; the nearest id was used instead")
     if domain_place:
         raise ValueError(f"domain[{domain_place - 1}] of a batch is out of range; the nearest domain was used instead")

@@ -33,9 +33,9 @@ def block_of(matrix, row, rows, col, cols, STRIDE):
 
 @triton.jit
 def star_fold_kernel(star, shared, out, folded, INPUTS, S, H, BLOCK: tl.constexpr):
-    d = tl.program_id(2).to(tl.int64)
-    i, has_i = span(tl.program_id(0) * BLOCK, INPUTS, BLOCK)
-    h, has_h = span(tl.program_id(1) * BLOCK, H, BLOCK)
+    d = tl.program_id(0).to(tl.int64)
+    i, has_i = span(tl.program_id(1) * BLOCK, INPUTS, BLOCK)
+    h, has_h = span(tl.program_id(2) * BLOCK, H, BLOCK)
     acc = tl.zeros([BLOCK, BLOCK], tl.float32)
     for first in range(0, S, BLOCK):
         s, has_s = span(first, S, BLOCK)
@@ -97,7 +97,7 @@ def star_fold(star_weight: Tensor, shared_weight: Tensor, out_weight: Tensor) ->
     d, i, s, h = _sizes(star_weight, shared_weight, out_weight)
     star, shared, out = (tensor.contiguous() for tensor in (star_weight, shared_weight, out_weight))
     folded = torch.empty((d, i, h), dtype=torch.float32, device=star.device)
-    grid = (triton.cdiv(i, BLOCK), triton.cdiv(h, BLOCK), d)
+    grid = (d, triton.cdiv(i, BLOCK), triton.cdiv(h, BLOCK))
     launch(star_fold_kernel, grid, star, shared, out, folded, i, s, h, BLOCK=BLOCK, num_warps=4)
     return folded
 

@@ -57,13 +57,17 @@ def add_block(
     PRECISION: tl.constexpr = L.precision
     i, j, k = tl.arange(0, BM), tl.arange(0, BN), tl.arange(0, BK)
     at = partial + i[:, None] * BN + j[None, :]
-    acc = tl.load(at, mask=(i[:, None] >= 0) & again, other=0.0)
+    acc = tl.zeros([BM, BN], tl.float32)
     for row in range(low, high, BK):
         line = tape + (row + k).to(tl.int64)[:, None] * WIDTH
         a = planes(tl.trans(tl.load(line + left + i[None, :])), PRECISION)
         b = planes(tl.load(line + right + j[None, :]), PRECISION)
-        acc = product(a, b, acc, PRECISION)
-    tl.store(at, acc)
+        if PRECISION == "fp32":
+            acc += product(a, b, tl.zeros([BM, BN], tl.float32), PRECISION)
+        else:
+            acc = product(a, b, acc, PRECISION)
+    # Not begun with: a chain of additions through all rows loses digits. It ends with the chunk, in fp32 with BK rows.
+    tl.store(at, acc + tl.load(at, mask=(i[:, None] >= 0) & again, other=0.0))
 
 
 @triton.jit
@@ -263,8 +267,9 @@ def jobs(layout: Layout, device: torch.device) -> Jobs:
         for d in range(layout.domains) if per_domain else (-1,):
             for at in range(0, length if column >= 0 else 0, COLUMNS):
                 vectors.append((column + at, min(COLUMNS, length - at), d, start + max(d, 0) * length + at))
-    as_tensor = functools.partial(torch.tensor, dtype=torch.int64, device=device)
-    return Jobs(as_tensor(blocks), as_tensor(vectors), wide, place)
+    with torch.inference_mode(False):
+        tables = [torch.tensor(table, dtype=torch.int64, device=device) for table in (blocks, vectors)]
+    return Jobs(*tables, wide, place)
 
 
 class WeightGradients:

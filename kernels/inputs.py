@@ -32,8 +32,8 @@ def load_input(
     """[M, WIDTH] float32: columns first, first + 1, .. of the input of `rows` [M]; zeros where not `valid` or behind I.
 
     fields [2, F] int64: first row of each field in the table, and its number of rows. An id out of range reads the
-    nearest row of its field and leaves 1 + row * F + field in flags[0], the largest of the call. Places are counted in
-    the integers of `rows`: 32 bits where they do (see `is_wide`), as 64 take twice the registers.
+    nearest row of its field and leaves 1 + row * 65536 + field in flags[0], the largest of the call. Places are counted
+    in the integers of `rows`: 32 bits where they do (see `is_wide`), as 64 take twice the registers.
     """
     INPUTS: tl.constexpr = L.inputs
     COLUMNS: tl.constexpr = L.columns
@@ -52,8 +52,8 @@ def load_input(
         id = tl.load(ids + at, mask=is_embedded, other=0)
         wrong = is_embedded & ((id < 0) | (id >= size[None, :]))
         if tl.max(tl.max(wrong.to(tl.int32), 1), 0) > 0:
-            worst = tl.max(tl.max(tl.where(wrong, at + 1, 0), 1), 0)
-            tl.atomic_max(flags, worst.to(tl.int64))
+            place = rows.to(tl.int64)[:, None] * 65536 + field[None, :] + 1
+            tl.atomic_max(flags, tl.max(tl.max(tl.where(wrong, place, 0), 1), 0))
         row = tl.maximum(tl.minimum(id, size[None, :] - 1), 0).to(rows.dtype) + start[None, :].to(rows.dtype)
         value += tl.load(embedding + row * EMBED + (i % EMBED)[None, :], mask=is_embedded, other=0.0)
     return value
@@ -73,7 +73,8 @@ class Inputs(NamedTuple):
 def fields_on(device: torch.device, vocab: tuple[int, ...]) -> Tensor:
     """int64 [2, F]: first row and number of rows of each field. Kept, so that a captured step copies nothing."""
     starts = [sum(vocab[:i]) for i in range(len(vocab))]
-    return torch.tensor([starts, list(vocab)], dtype=torch.int64, device=device)
+    with torch.inference_mode(False):
+        return torch.tensor([starts, list(vocab)], dtype=torch.int64, device=device)
 
 
 def is_wide(rows: int, layout: Layout, embedding: Tensor) -> bool:

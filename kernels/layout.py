@@ -22,9 +22,6 @@ from dataclasses import dataclass
 from torch import Tensor
 
 PRECISIONS = ("fp32", "bf16x3", "tf32", "bf16")
-WIDEST = 2048
-"""Largest hidden, expert or tower width, and gated experts: a row of it must fit a block."""
-
 FIRST_EXPERT = 17  # position of the first expert layer in the schema's weights
 
 
@@ -117,16 +114,15 @@ class Layout:
         return layout
 
     def check(self, weights: Sequence[Tensor]) -> None:
-        """Raises ValueError where a weight's shape does not fit, or a width is beyond what a block can hold."""
+        """Raises ValueError where a weight's shape does not fit, or there are more than 32 bits count."""
         expected = self.shapes
         if len(weights) != len(expected):
             raise ValueError(f"expected {len(expected)} weights, got {len(weights)}")
         for i, (weight, shape) in enumerate(zip(weights, expected, strict=True)):
             if tuple(weight.shape) != shape:
                 raise ValueError(f"weights[{i}] must be {list(shape)}, got {list(weight.shape)}")
-        widest = max(self.hidden, *self.widths, self.tower, self.gated)
-        if widest > WIDEST:
-            raise ValueError(f"backend triton holds widths up to {WIDEST}, this network has one of {widest}")
+        if max(self.plane, self.flat_size) >= 2**31:
+            raise ValueError("backend triton counts weights with 32 bits, this network has more than 2^31")
 
     # Padded sizes ------------------------------------------------------------------------------------------------
 

@@ -5,14 +5,17 @@ For CUDA tensors, and for CPU tensors where Triton interprets (TRITON_INTERPRET=
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from m3oe_fast import _extension
 
-from . import flags, fold, launch
+from . import flags, fold, launch, tuning
 from .backward import Targets, backward
 from .embedding import embedding_bwd
 from .inputs import Inputs, inputs
@@ -52,7 +55,9 @@ def network_fwd(
     if packed is None:
         packed = pack(weights, layout)
     elif packed.dtype != torch.float32 or packed.shape != (packed_length(layout),) or not packed.is_contiguous():
-        raise ValueError("packed is not what network_pack returns for these weights")
+        raise ValueError("packed is not what network_pack returns for these weights and this precision")
+    else:
+        _expect_device(x, packed)
     routed = Routed(domain, layout.domains, layout.tasks, data.flags)
     return forward(data, routed, packed, gate_mask, layout, probability)
 
@@ -74,6 +79,7 @@ def network_bwd(
 ) -> list[Tensor]:
     layout, data = _prepare(x, ids, embedding, vocab, domain, weights, gate_mask, star_linear, gate_detach, precision)
     _expect("grad", grad, (x.shape[0], layout.tasks))
+    _expect_device(x, grad)
     routed = Routed(domain, layout.domains, layout.tasks, data.flags)
     targets = Targets(grad, is_label=False)
     return _gradients(layout, data, routed, weights, gate_mask, targets, input_grad, embedding_grad, vocab)[1:]
@@ -101,6 +107,7 @@ def network_loss(
     _expect("pair_weight", pair_weight, (layout.domains, layout.tasks))
     if row_weight is not None:
         _expect("row_weight", row_weight, (x.shape[0],))
+    _expect_device(x, label, pair_weight, row_weight)
     label = label.contiguous()
     routed = Routed(domain, layout.domains, layout.tasks, data.flags, label)
     targets = Targets(label, True, row_weight, pair_weight)
@@ -121,9 +128,10 @@ def _gradients(
     """pair_loss, then d_x, d_embedding, its rows, and a gradient per weight."""
     if embedding_grad not in ("none", "dense", "sparse"):
         raise ValueError(f"embedding_grad must be none, dense or sparse, got {embedding_grad!r}")
-    wants_table = embedding_grad != "none" and layout.fields > 0
+    wants_table = embedding_grad != "none" and data.embedding is not data.x
+    has_rows = wants_table and layout.fields > 0
     packed = pack(weights, layout)
-    wants_input = input_grad or wants_table
+    wants_input = input_grad or has_rows
     flat, d_input = backward(data, routed, packed, gate_mask, targets, layout, wants_input)
     pair_loss, *d_weights = _apart(flat, ((layout.domains, layout.tasks), *layout.shapes), layout)
     x = data.x
@@ -131,7 +139,10 @@ def _gradients(
     if input_grad:
         d_x = d_input[:, layout.inputs - layout.columns :].clone(memory_format=torch.contiguous_format)
     d_embedding, rows = x.new_empty((0, 0)), x.new_empty((0,), dtype=torch.int64)
-    if wants_table and embedding_grad == "dense":
+    if wants_table and not has_rows:
+        dense = embedding_grad == "dense"
+        d_embedding = x.new_zeros(data.embedding.shape if dense else (0, data.embedding.shape[1]))
+    elif wants_table and embedding_grad == "dense":
         d_embedding = embedding_bwd(d_input, data.ids, data.fields, routed.peak, data.embedding.shape)
     elif wants_table:
         d_embedding, rows = _sparse_gradient(d_input, data, tuple(vocab), routed.peak)
@@ -172,7 +183,7 @@ def _prepare(
     vocab = tuple(vocab)
     if x.ndim != 2 or domain.shape != x.shape[:1]:
         raise ValueError(f"x must be [B, C] and domain [B], got {list(x.shape)} and {list(domain.shape)}")
-    if x.shape[0] >= 2**31 - 4096:
+    if x.shape[0] >= 2**31 - 2**20:
         raise ValueError(f"x has {x.shape[0]} rows, more than 32 bits count; split the batch")
     if (ids is None) != (embedding is None):
         raise ValueError("ids and embedding come together")
@@ -185,8 +196,7 @@ def _prepare(
     for tensor in floats:
         if tensor.dtype != torch.float32:
             raise TypeError(f"backend triton computes on float32 tensors, one is {tensor.dtype}")
-        if tensor.device != x.device:
-            raise ValueError(f"all tensors must be on {x.device}, one is on {tensor.device}")
+    _expect_device(x, *floats, ids, domain, gate_mask)
     layout = Layout.of(
         x,
         embedding,
@@ -197,9 +207,16 @@ def _prepare(
         masked=gate_mask is not None,
         precision=precision,
     )
+    tuning.check(layout, x.device)
     if gate_mask is not None and (gate_mask.dtype != torch.bool or gate_mask.shape != weights[9].shape):
         raise ValueError(f"gate_mask must be bool {list(weights[9].shape)}")
     return layout, inputs(x, ids, embedding, vocab, flags.of(x.device))
+
+
+def _expect_device(x: Tensor, *tensors: Tensor | None) -> None:
+    for tensor in tensors:
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(f"all tensors must be on {x.device}, one is on {tensor.device}")
 
 
 def _expect(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
@@ -212,6 +229,24 @@ def _expect_integers(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name} must be int32 or int64 {list(shape)}, got {tensor.dtype} {list(tensor.shape)}")
 
 
+def _on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Launches go to the device of the tensors, which need not be the current one; gradients are made elsewhere."""
+
+    @functools.wraps(function)
+    def guarded(*arguments: Any) -> Any:
+        device = _first_tensor(arguments).device
+        guard = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+        with torch.no_grad(), guard:
+            return function(*arguments)
+
+    return guarded
+
+
+def _first_tensor(arguments: Sequence[Any]) -> Tensor:
+    first = arguments[0]
+    return first if isinstance(first, Tensor) else first[0]
+
+
 def _register() -> torch.library.Library:
     """Every schema of `m3oe_fast` again, so that there is one place that declares them."""
     _extension.load()
@@ -222,7 +257,7 @@ def _register() -> torch.library.Library:
         schema = str(getattr(torch.ops.m3oe_fast, name).default._schema)
         library.define(schema.split("::")[1])
         for key in keys:
-            library.impl(name, torch.no_grad()(function), key)
+            library.impl(name, _on_its_device(function), key)
     return library
 
 

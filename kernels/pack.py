@@ -87,15 +87,19 @@ def _flat_length(layout: Layout) -> int:
 
 
 def packed_length(layout: Layout) -> int:
-    """float32 elements of the one buffer that holds both."""
+    """float32 elements of the one buffer that holds both; differs wherever what it holds does."""
     narrow = operand_dtype(layout) == torch.bfloat16
     size = layout.planes * layout.plane
-    return _flat_length(layout) + (-(-size // 2) if narrow else size)
+    # Two bf16 planes would be as long as one of float32.
+    tag = _ALIGNED if layout.planes == 2 else 0
+    return _flat_length(layout) + (-(-size // 2) if narrow else size) + tag
 
 
 def pack(weights: Sequence[Tensor], layout: Layout) -> Tensor:
     """float32 [packed_length]."""
     buffer = torch.empty(packed_length(layout), dtype=torch.float32, device=weights[0].device)
+    if layout.planes == 2:
+        buffer[-_ALIGNED:].zero_()
     torch.cat([weight.reshape(-1) for weight in weights], out=buffer[: layout.flat_size])
     flat, operands = unpack(buffer, layout)
     grid = (triton.cdiv(layout.plane, BLOCK),)

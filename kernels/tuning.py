@@ -45,9 +45,23 @@ class Device:
     processors: int
     shared: int
 
+    @property
+    def widest(self) -> int:
+        """Largest hidden, expert or tower width, and gated experts: blocks of a matrix as wide must fit."""
+        return 2048 if self.shared >= _AMPLE else 1024
 
-_INTERPRETER = Device(processors=8, shared=227 * 1024)  # few, so that tests split work there too
+
 _AMPLE = 160 * 1024  # shared memory of data centre GPUs; others have 99 KB
+_INTERPRETER = Device(processors=8, shared=227 * 1024)  # few, so that tests split work there too
+
+
+def check(layout: Layout, on: torch.device) -> None:
+    """Raises ValueError where a width is beyond what the GPU can hold."""
+    widest = max(layout.hidden, *layout.widths, layout.tower, layout.gated)
+    if widest > device(on).widest:
+        raise ValueError(
+            f"backend triton holds widths up to {device(on).widest} here, this network has one of {widest}"
+        )
 
 
 @functools.cache

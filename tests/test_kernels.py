@@ -64,10 +64,10 @@ def test_compiles_onto_matrix_units_within_its_budget(target, reports: dict[Any,
 
     found = {report["kernel"]: report for report in reports[target].result()}
     capability, precision, _ = target
-    for kernel in PRODUCTS:
-        narrow_tiles = found[kernel]["rows"] is not None and found[kernel]["rows"] < 64
-        if precision != "fp32":
-            assert found[kernel]["mma" if capability < 90 or narrow_tiles else "wgmma"] > 0, kernel
+    for report in (found[kernel] for kernel in PRODUCTS if precision != "fp32"):
+        assert report["wgmma"] or report["mma"], report
+        # wgmma wants 64 rows; only tiles of bf16 are that tall in the backward pass.
+        assert report["wgmma"] or target != (90, "bf16", "published"), report
     assert all(report["shared"] <= SHARED[capability] for report in found.values())
     budgets = json.loads(BUDGETS.read_text())
     if importlib.metadata.version("triton") != budgets["triton"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from m3oe_fast.errors import BackendError
 
 _NAMES = ("network_pack", "network_fwd", "network_bwd", "network_loss", "star_fold", "star_fold_bwd")
 _NAMESPACES = {"cpu": "m3oe_fast", "triton": "m3oe_fast_triton"}
+_lock = threading.Lock()
 _loaded: dict[str, SimpleNamespace] = {}
 _fakes: dict[str, Any] = {}
 
@@ -49,8 +51,12 @@ def load(backend: str) -> None:
     """Load the ops of a backend, so that a traced graph only finds them."""
     if backend not in _NAMESPACES:
         raise BackendError(f"backend {backend!r} has no ops; those of {', '.join(_NAMESPACES)} exist")
-    if backend in _loaded:
-        return
+    with _lock:
+        if backend not in _loaded:
+            _register(backend)
+
+
+def _register(backend: str) -> None:
     _extension.load()
     if backend == "triton":
         import m3oe_fast.kernels.ops  # noqa: F401  (registers them)

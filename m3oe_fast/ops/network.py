@@ -137,6 +137,8 @@ def network_loss(
     if row_weight is not None:
         expected["row_weight"] = (row_weight, (x.shape[0],))
     for name, (tensor, shape) in expected.items():
+        if tensor.device != x.device:
+            raise ValueError(f"{name} must be on {x.device} like x, it is on {tensor.device}")
         if tuple(tensor.shape) != shape or tensor.dtype != x.dtype:
             raise ValueError(f"{name} must be {x.dtype} {list(shape)}, got {tensor.dtype} {list(tensor.shape)}")
     switches = Switches(star_linear, gate_detach, precision)

@@ -71,6 +71,31 @@ def test_no_gradient_at_all_is_zero_and_one_that_is_not_finite_is_not():
         assert torch.isnan(spoiled).all()
 
 
+def test_no_fields_at_all():
+    problem = make_problem(Fields(20, (), 4, 3), backend="triton")
+    (d_table,) = torch.autograd.grad(problem.looked_up(), problem.table, problem.grad)
+    assert d_table.shape == problem.table.shape == (0, 4)
+
+
+def test_rows_too_wide_for_one_program():
+    problem = make_problem(Fields(12, (3, 90), 200, 1), backend="triton")
+    exact = problem.to(torch.float64)
+    (ours,) = torch.autograd.grad(problem.looked_up(), problem.table, problem.grad)
+    oracle = folded.routed(exact.gathered(), exact.domain, exact.weights, gate_detach=False)
+    (expected,) = torch.autograd.grad(oracle, exact.table, exact.grad)
+    torch.testing.assert_close(ours.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_first_call_in_inference_mode_does_not_spoil_the_flags():
+    from m3oe_fast.kernels import flags
+
+    flags._flags.cache_clear()
+    problem = make_problem(Fields(5, (3,), 4), backend="triton")
+    with torch.inference_mode():
+        problem.looked_up()
+    kernels.check_inputs(problem.table.device)
+
+
 def test_a_table_that_wants_no_gradient_gets_none():
     problem = make_problem(Fields(30, (5, 100), 8), backend="triton")
     problem.table.requires_grad_(False)
@@ -81,7 +106,7 @@ def test_a_table_that_wants_no_gradient_gets_none():
 @pytest.mark.parametrize("bad", [-1, 100, 2**31, 2**40, -(2**40)])
 def test_an_id_out_of_range_reads_the_nearest_row_and_is_told(bad):
     problem = make_problem(Fields(70, (5, 100, 7), 8), backend="triton")
-    kernels.check_inputs(problem.table.device, 3)
+    kernels.check_inputs(problem.table.device)
     wrong, clamped = problem.ids.clone(), problem.ids.clone()
     wrong[41, 1], clamped[41, 1] = bad, min(max(bad, 0), 99)
     results = []
@@ -90,5 +115,5 @@ def test_an_id_out_of_range_reads_the_nearest_row_and_is_told(bad):
         results.append(now.results(now.looked_up()))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
     with pytest.raises(ValueError, match=r"ids\[41, 1\]"):
-        kernels.check_inputs(problem.table.device, 3)
-    kernels.check_inputs(problem.table.device, 3)
+        kernels.check_inputs(problem.table.device)
+    kernels.check_inputs(problem.table.device)

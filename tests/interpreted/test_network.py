@@ -243,11 +243,11 @@ def test_a_domain_out_of_range_counts_as_the_nearest_and_is_told():
     wrong, clamped = domain.clone(), domain.clone()
     wrong[7], clamped[7] = 2**40, 2
     wrong[31], clamped[31] = -1, 0
-    kernels.check_inputs(x.device, 0)
+    kernels.check_inputs(x.device)
     assert torch.equal(network(x, wrong, weights), network(x, clamped, weights))
     with pytest.raises(ValueError, match=r"domain\[31\]"):
-        kernels.check_inputs(x.device, 0)
-    kernels.check_inputs(x.device, 0)
+        kernels.check_inputs(x.device)
+    kernels.check_inputs(x.device)
 
 
 @pytest.mark.parametrize("case", [Case(rows=0), Case(rows=9, masked=True)], ids=str)
@@ -334,6 +334,31 @@ def test_the_raw_op_refuses_what_would_read_out_of_bounds():
     for bad in (torch.zeros(7), torch.zeros(7).double()):
         with pytest.raises(ValueError, match="packed"):
             op(*forward_arguments(x, domain, flat, packed=bad))
+
+
+def test_weights_packed_for_another_precision_are_refused():
+    case = Case(rows=5)
+    weights = [w.detach() for w in make_weights(case, torch.float32).flat()]
+    x, domain, _, _ = make_inputs(case, torch.float32)
+    ops = torch.ops.m3oe_fast_triton
+    for made, asked in (("fp32", "bf16x3"), ("bf16x3", "fp32"), ("bf16", "fp32"), ("bf16x3", "bf16")):
+        packed = ops.network_pack(weights, None, case.inputs, False, made)
+        with pytest.raises(ValueError, match="packed"):
+            ops.network_fwd(*forward_arguments(x.detach(), domain, weights, packed=packed, precision=asked))
+
+
+@pytest.mark.launches_nothing
+def test_tensors_elsewhere_are_refused():
+    case = Case(rows=5)
+    weights = make_weights(case, torch.float32)
+    x, domain, _, _ = make_inputs(case, torch.float32)
+    label, pair_weight, row_weight = make_targets(case, torch.float32)
+    elsewhere = {"pair_weight": pair_weight.to("meta"), "row_weight": row_weight.to("meta")}
+    for name, tensor in elsewhere.items():
+        with pytest.raises(ValueError, match=f"{name} must be on cpu"):
+            network_loss(x, domain, label, weights, **{name: tensor})
+    with pytest.raises(ValueError, match="must be on cpu"):
+        network_loss(x, domain, label.to("meta"), weights)
 
 
 @pytest.mark.launches_nothing
