@@ -57,8 +57,12 @@ def test_loss_and_gradients_in_one_pass_against_the_oracle(case):
     assert_one_pass_as_close_as_eager(case, True, network_loss)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "bf16x3", "tf32"])
-@pytest.mark.parametrize("case", FEW, ids=str)
+# tf32 is not emulated: there it only must not break.
+@pytest.mark.parametrize(
+    ("case", "precision"),
+    [(case, p) for p, cases in (("bf16", FEW), ("bf16x3", FEW[:5]), ("tf32", FEW[:2])) for case in cases],
+    ids=str,
+)
 def test_precisions_against_the_oracle(case, precision):
     assert_as_good_as_rounded_eager(
         case, precision, away_from_kinks(make_weights(case, torch.float32)), backend="triton"
