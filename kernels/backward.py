@@ -209,7 +209,8 @@ def input_bwd(star, skip, domain, operands, d_input, peak, rows, valid, L: tl.co
         store_input_gradient(dx, d_input, peak, rows, valid, i, STEP, L)
 
 
-@triton.jit
+# A step of several chunks would compile the kernel once for a tile number divisible by 16 and once for others.
+@triton.jit(do_not_specialize=["first_tile"])
 def network_bwd_kernel(
     x,
     ids,

@@ -70,7 +70,7 @@ def add_block(
     tl.store(at, acc + tl.load(at, mask=(i[:, None] >= 0) & again, other=0.0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_tile", "chunk_tiles"])
 def weight_gradient_kernel(
     tape,
     counts,
