@@ -330,6 +330,20 @@ def test_leftover_weights_without_a_representation_are_refused():
         torch.ops.m3oe_fast.network_fwd(*forward_arguments(x.detach(), domain, flat))
 
 
+def wrong_lookups(ids, table):
+    """Lookups that do not fit ids [5, 2] and a table [5, 4] of fields with 3 and 2 rows, for 5 rows of 13 inputs."""
+    return (
+        (ids[1:], table, (3, 2)),
+        (ids, table, (3, 3)),
+        (ids, table, (6, -1)),
+        (ids, table, (5,)),
+        (ids, table.double(), (3, 2)),
+        (ids, table[:, :3], (3, 2)),
+        (ids.float(), table, (3, 2)),
+        (ids, None, (3, 2)),
+    )
+
+
 def test_the_raw_op_refuses_what_would_read_out_of_bounds():
     case = Case(rows=5)
     flat = make_weights(case, torch.float32).flat()
@@ -347,16 +361,7 @@ def test_the_raw_op_refuses_what_would_read_out_of_bounds():
         torch.ops.m3oe_fast.network_bwd(*backward_arguments(grad[1:], x, domain, flat))
     columns = x[:, 8:].contiguous()
     op(*forward_arguments(columns, domain, flat, lookup=(ids, table, (3, 2))))
-    for bad in (
-        (ids[1:], table, (3, 2)),
-        (ids, table, (3, 3)),
-        (ids, table, (6, -1)),
-        (ids, table, (5,)),
-        (ids, table.double(), (3, 2)),
-        (ids, table[:, :3], (3, 2)),
-        (ids.float(), table, (3, 2)),
-        (ids, None, (3, 2)),
-    ):
+    for bad in wrong_lookups(ids, table):
         with pytest.raises(RuntimeError):
             op(*forward_arguments(columns, domain, flat, lookup=bad))
     for precision in ("fp64", "tf32", ""):

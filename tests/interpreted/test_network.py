@@ -24,6 +24,7 @@ from tests.test_network import (
     make_targets,
     run,
     three_ways,
+    wrong_lookups,
 )
 from tests.test_precision import assert_as_good_as_rounded_eager, away_from_kinks
 
@@ -320,16 +321,7 @@ def test_the_raw_op_refuses_what_would_read_out_of_bounds():
     with pytest.raises(ValueError, match="grad"):
         torch.ops.m3oe_fast_triton.network_bwd(*backward_arguments(grad[1:], x, domain, flat))
     columns = x[:, 8:].contiguous()
-    for bad in (
-        (ids[1:], table, (3, 2)),
-        (ids, table, (3, 3)),
-        (ids, table, (6, -1)),
-        (ids, table, (5,)),
-        (ids, table.double(), (3, 2)),
-        (ids, table[:, :3], (3, 2)),
-        (ids.float(), table, (3, 2)),
-        (ids, None, (3, 2)),
-    ):
+    for bad in wrong_lookups(ids, table):
         with pytest.raises((ValueError, TypeError)):
             op(*forward_arguments(columns, domain, flat, lookup=bad))
     for precision in ("fp64", ""):
