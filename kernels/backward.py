@@ -1,8 +1,8 @@
 """Backward pass of a tile: forward again, then the chain of gradients down to the input, all on chip.
 
 Decomposition: one program per tile of M rows of one domain, in chunks of the batch. What the weight gradients need
-goes to the tape (`layout.py`; 3.6 KB per row in bf16 at the published sizes), which `gradients.py` reads while it
-is still in L2. The normalised outputs of LayerNorm wait in the columns that their gradients overwrite, so nothing is
+goes to the tape (`layout.py`; 3.6 KB per row in bf16 at the published sizes), which `gradients.py` reads before
+the next chunk. The normalised outputs of LayerNorm wait in the columns that their gradients overwrite, so nothing is
 computed twice. Sums over the rows of a tile (gradients of biases, gains, offsets, fusion table and heads; the loss) go
 to the tile's own row of `vectors`: no atomics, the same bits every time.
 

@@ -30,6 +30,7 @@ NAMESPACE = "m3oe_fast_triton"
 def network_pack(
     weights: Sequence[Tensor], gate_mask: Tensor | None, inputs: int, star_linear: bool, precision: str
 ) -> Tensor:
+    _expect_floats(*weights)
     # The input may be embedded or not, packed weights are the same.
     columns = weights[0].new_empty((0, inputs))
     layout = Layout.of(
@@ -82,7 +83,7 @@ def network_bwd(
     _expect_device(x, grad)
     routed = Routed(domain, layout.domains, layout.tasks, data.flags)
     targets = Targets(grad, is_label=False)
-    return _gradients(layout, data, routed, weights, gate_mask, targets, input_grad, embedding_grad, vocab)[1:]
+    return _gradients(layout, data, routed, weights, gate_mask, targets, input_grad, embedding_grad)[1:]
 
 
 def network_loss(
@@ -111,7 +112,7 @@ def network_loss(
     label = label.contiguous()
     routed = Routed(domain, layout.domains, layout.tasks, data.flags, label)
     targets = Targets(label, True, row_weight, pair_weight)
-    return _gradients(layout, data, routed, weights, gate_mask, targets, input_grad, embedding_grad, vocab)
+    return _gradients(layout, data, routed, weights, gate_mask, targets, input_grad, embedding_grad)
 
 
 def _gradients(
@@ -123,7 +124,6 @@ def _gradients(
     targets: Targets,
     input_grad: bool,
     embedding_grad: str,
-    vocab: Sequence[int],
 ) -> list[Tensor]:
     """pair_loss, then d_x, d_embedding, its rows, and a gradient per weight."""
     if embedding_grad not in ("none", "dense", "sparse"):
@@ -145,7 +145,7 @@ def _gradients(
     elif wants_table and embedding_grad == "dense":
         d_embedding = embedding_bwd(d_input, data.ids, data.fields, routed.peak, data.embedding.shape)
     elif wants_table:
-        d_embedding, rows = _sparse_gradient(d_input, data, tuple(vocab), routed.peak)
+        d_embedding, rows = _sparse_gradient(d_input, data, routed.peak)
     return [pair_loss, d_x, d_embedding, rows, *d_weights]
 
 
@@ -157,13 +157,12 @@ def _apart(flat: Tensor, shapes: Sequence[tuple[int, ...]], layout: Layout) -> l
     return results
 
 
-def _sparse_gradient(d_input: Tensor, data: Inputs, vocab: tuple[int, ...], peak: Tensor) -> tuple[Tensor, Tensor]:
+def _sparse_gradient(d_input: Tensor, data: Inputs, peak: Tensor) -> tuple[Tensor, Tensor]:
     """Values [U, N] of the distinct rows [U], ascending. Their number is read back: no CUDA graph can hold this."""
     starts, sizes = data.fields
     places = data.ids.long().clamp(min=0).minimum(sizes - 1) + starts
     rows, inverse = torch.unique(places, return_inverse=True)
-    every_field = (rows.shape[0],) * len(vocab)
-    fields = torch.stack([torch.zeros_like(starts), torch.full_like(sizes, every_field[0])])
+    fields = torch.stack([torch.zeros_like(starts), torch.full_like(sizes, rows.shape[0])])
     return embedding_bwd(d_input, inverse, fields, peak, (rows.shape[0], data.embedding.shape[1])), rows
 
 
@@ -192,11 +191,8 @@ def _prepare(
         if min(vocab, default=1) < 1 or embedding.ndim != 2 or embedding.shape[0] != sum(vocab):
             raise ValueError(f"embedding must be [V, N] with V = sum(vocab), got {list(embedding.shape)}, {vocab}")
     _expect_integers("domain", domain, (x.shape[0],))
-    floats = [x, *weights] if embedding is None else [x, embedding, *weights]
-    for tensor in floats:
-        if tensor.dtype != torch.float32:
-            raise TypeError(f"backend triton computes on float32 tensors, one is {tensor.dtype}")
-    _expect_device(x, *floats, ids, domain, gate_mask)
+    _expect_floats(x, embedding, *weights)
+    _expect_device(x, embedding, *weights, ids, domain, gate_mask)
     layout = Layout.of(
         x,
         embedding,
@@ -217,6 +213,12 @@ def _expect_device(x: Tensor, *tensors: Tensor | None) -> None:
     for tensor in tensors:
         if tensor is not None and tensor.device != x.device:
             raise ValueError(f"all tensors must be on {x.device}, one is on {tensor.device}")
+
+
+def _expect_floats(*tensors: Tensor | None) -> None:
+    for tensor in tensors:
+        if tensor is not None and tensor.dtype != torch.float32:
+            raise TypeError(f"backend triton computes on float32 tensors, one is {tensor.dtype}")
 
 
 def _expect(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

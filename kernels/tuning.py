@@ -1,4 +1,4 @@
-"""Tile heights, warps and pipeline depth, from a table by architecture and size; no search at run time.
+"""Tile heights, warps and pipeline depth, by rule from the sizes of the network and the GPU; no search at run time.
 
 A tile of M rows costs registers for every column that is live at once, and shared memory for the blocks of matrices in
 flight. The height is the largest that fits; at the published sizes 128 rows forward and 64 backward in bf16.
@@ -27,7 +27,8 @@ class Tuning:
 class GradientTuning:
     """Of the weight gradients: sizes of the two kinds of output blocks, rows taken at once, and tiles of a chunk.
 
-    `waves` chunks of the batch are as large as keeps the tape in L2: that many tiles for every multiprocessor.
+    A chunk of the batch is `waves` tiles for every multiprocessor: few enough that its tape may stay in L2, many enough
+    that partial sums are not read and written too often. Not yet tuned on a GPU.
     """
 
     wide: tuple[int, int] = (128, 128)
