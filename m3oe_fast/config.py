@@ -13,8 +13,12 @@ from typing import Any, Literal, get_args
 from m3oe_fast.errors import ConfigError
 
 StarActivation = Literal["norm_relu", "linear"]
-Fusion = Literal["scalar", "per_index"]
+Fusion = Literal["scalar", "per_index", "per_pair"]
 Init = Literal["published", "star"]
+Pooling = Literal["mean", "sum"]
+
+FUSION_NAMES = ("alpha_domain", "alpha_task", "beta_domain", "beta_task")
+"""The four kinds of fusion weights, called as the parameters of the model that hold their logits."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +27,7 @@ class M3oEConfig:
 
     Attributes:
         vocab_sizes: rows of the embedding table of each id field; every id in [0, vocab) is a real row.
-        num_dense: dense columns C; they follow the embeddings in x.
+        num_dense: dense columns C; they follow the embeddings and the pooled bags in x.
         num_domains: D >= 1.
         num_tasks: T >= 1.
         shared_experts: K >= 0. The paper uses 1 for MovieLens and 4 for KuaiRand.
@@ -35,10 +39,13 @@ class M3oEConfig:
         star_activation: first term of the representation: "norm_relu" = relu(LN(.)) as in the
             published code, "linear" as printed in the paper (eq. 2).
         gate_detach: gates read a detached representation (published code) or a differentiable one.
-        fusion: "scalar" = four fusion weights (paper), "per_index" = one per domain and per task.
+        fusion: "scalar" = four fusion weights (paper), "per_index" = one per domain and per task, "per_pair" = each of
+            the four for every (domain, task) pair.
         fusion_init: start value of the fusion *logits*; the weight is its sigmoid (1.0 -> 0.731, published).
         init: "published" = both star matrices Xavier-uniform as in the published code; "star" = domain
             matrices start at one, so that every domain starts from the shared matrix (STAR, CIKM 2021).
+        bag_vocab_sizes: rows of the embedding table of each multi-hot field ("bag").
+        bag_pooling: "mean" or "sum" of a row's embeddings, for each bag.
 
     Raises:
         ConfigError: a field is out of range; the message names it.
@@ -59,10 +66,14 @@ class M3oEConfig:
     fusion: Fusion = "scalar"
     fusion_init: float = 1.0
     init: Init = "published"
+    bag_vocab_sizes: Sequence[int] = ()
+    bag_pooling: Sequence[Pooling] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "vocab_sizes", _int_tuple("vocab_sizes", self.vocab_sizes))
         object.__setattr__(self, "expert_dims", _int_tuple("expert_dims", self.expert_dims))
+        object.__setattr__(self, "bag_vocab_sizes", _int_tuple("bag_vocab_sizes", self.bag_vocab_sizes))
+        object.__setattr__(self, "bag_pooling", _poolings(self.bag_pooling, len(self.bag_vocab_sizes)))
         minimum = {
             "num_dense": 0,
             "num_domains": 1,
@@ -78,7 +89,7 @@ class M3oEConfig:
         if not self.expert_dims:
             raise ConfigError("expert_dims must name at least one layer width, for example (64,)")
         if self.input_dim < 1:
-            raise ConfigError("the model has no input: give vocab_sizes, or num_dense of at least 1")
+            raise ConfigError("the model has no input: give vocab_sizes, bag_vocab_sizes, or num_dense of at least 1")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 allowed = ", ".join(map(repr, choices))
@@ -90,8 +101,8 @@ class M3oEConfig:
 
     @property
     def input_dim(self) -> int:
-        """I: embedding widths plus dense columns."""
-        return len(self.vocab_sizes) * self.embed_dim + self.num_dense
+        """I: an embedding width for every id field and bag, plus dense columns."""
+        return (len(self.vocab_sizes) + len(self.bag_vocab_sizes)) * self.embed_dim + self.num_dense
 
     @property
     def num_experts(self) -> int:
@@ -141,4 +152,13 @@ def _int_tuple(name: str, values: object) -> tuple[int, ...]:
         raise ConfigError(f"{name} must be a list of positive integers, got {values!r}")
     for position, value in enumerate(values):
         _check_int(f"{name}[{position}]", value, 1)
+    return tuple(values)
+
+
+def _poolings(values: object, count: int) -> tuple[Pooling, ...]:
+    if isinstance(values, str) or not isinstance(values, Sequence) or len(values) != count:
+        raise ConfigError(f"bag_pooling must be a list with one name for each of the {count} bags, got {values!r}")
+    for place, value in enumerate(values):
+        if value not in get_args(Pooling):
+            raise ConfigError(f"bag_pooling[{place}] must be one of 'mean', 'sum', got {value!r}")
     return tuple(values)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from m3oe_fast.config import M3oEConfig
+from m3oe_fast.config import FUSION_NAMES, M3oEConfig
 from m3oe_fast.reference import layer_norm
 
 
@@ -62,20 +62,30 @@ class NetworkWeights(NamedTuple):
         return cls(*head, tuple(ExpertLayer(*tail[i : i + 4]) for i in range(0, len(tail), 4)))
 
 
-def _side(beta: Tensor, count: int) -> Tensor:
-    """[N, N]: row n holds beta_n at its own expert and (1 - beta_n) / (N - 1) at the others."""
-    own = torch.eye(count, dtype=beta.dtype, device=beta.device)
-    beta = beta.expand(count)[:, None]
-    return own * beta + (1 - own) * ((1 - beta) / max(count - 1, 1))
+def _fusion_weight(p: Mapping[str, Tensor], name: str, domains: int, tasks: int) -> Tensor:
+    """[D, T, 1]: the sigmoid of the fusion logits, for every pair."""
+    logit = p[name]
+    if logit.ndim == 1 and name.endswith("domain"):
+        logit = logit[:, None]
+    return torch.sigmoid(logit).expand(domains, tasks)[:, :, None]
+
+
+def _side(alpha: Tensor, beta: Tensor, own: Tensor) -> Tensor:
+    """[D, T, N]: of each pair, alpha beta at its own expert of N and alpha (1 - beta) / (N - 1) at the others.
+
+    alpha and beta are [D, T, 1], `own` broadcasts to [D, T, N] and is 1 at the own expert, else 0.
+    """
+    return alpha * (own * beta + (1 - own) * ((1 - beta) / max(own.shape[-1] - 1, 1)))
 
 
 def coefficient_table(p: Mapping[str, Tensor], config: M3oEConfig) -> Tensor:
     """[D, T, E]: the part of an expert's coefficient that no gate gives (paper, eq. 5 to 7)."""
     d, t = config.num_domains, config.num_tasks
-    domain = torch.sigmoid(p["alpha_domain"]).expand(d)[:, None] * _side(torch.sigmoid(p["beta_domain"]), d)
-    task = torch.sigmoid(p["alpha_task"]).expand(t)[:, None] * _side(torch.sigmoid(p["beta_task"]), t)
-    shared = domain.new_zeros(d, t, config.shared_experts)
-    return torch.cat([shared, domain[:, None, :].expand(d, t, d), task[None].expand(d, t, t)], dim=2)
+    alpha_domain, alpha_task, beta_domain, beta_task = (_fusion_weight(p, name, d, t) for name in FUSION_NAMES)
+    own_domain, own_task = (torch.eye(n, dtype=beta_task.dtype, device=beta_task.device) for n in (d, t))
+    domain = _side(alpha_domain, beta_domain, own_domain[:, None])
+    task = _side(alpha_task, beta_task, own_task)
+    return torch.cat([task.new_zeros(d, t, config.shared_experts), domain, task], dim=2)
 
 
 StarFold = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -12,7 +12,7 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m3oe_fast import _extension, backends, checkpoint, folded, kernels, reference
-from m3oe_fast.config import M3oEConfig
+from m3oe_fast.bags import Bags, pool
+from m3oe_fast.config import FUSION_NAMES, M3oEConfig
 from m3oe_fast.errors import CheckpointError, ConfigError
 from m3oe_fast.packed import PackedCache, PackedWeights
 
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
 SCORED_AT_ONCE = 65_536
 """Rows of a frame that `score` embeds at once: 30 MB at the published sizes."""
 
-FUSION_NAMES = ("alpha_domain", "alpha_task", "beta_domain", "beta_task")
+BagFields = Sequence[tuple[Tensor, Tensor]]
+"""For each bag (values [n], offsets [B+1]), as in `Bags.fields`; `m3oe_fast.data.batch.Bag` is such a pair."""
 
 
 class M3oE(nn.Module):
@@ -48,8 +50,9 @@ class M3oE(nn.Module):
             triton only) or "bf16"; sums, LayerNorm, softmax, loss and weights are fp32 in all. It wins over autocast.
             Where the processor has no fast instructions for it, it computes in fp32 and says so once
             (`compute_precision`).
-        sparse_grad: the gradient of `embedding` is a coalesced sparse tensor of the rows in the batch, for tables of
-            millions of rows; use an optimizer of `m3oe_fast.optim` for it. Not under torch.compile.
+        sparse_grad: the gradients of the tables (`table_parameters`) are sparse tensors of the rows in the batch, for
+            tables of millions of rows; use an optimizer of `m3oe_fast.optim` for them. That of `embedding` is
+            coalesced. Not under torch.compile.
 
     Raises:
         ConfigError: unknown backend or precision.
@@ -99,6 +102,8 @@ class M3oE(nn.Module):
 
         d, t, e = c.num_domains, c.num_tasks, c.num_experts
         self.embedding = parameter(sum(c.vocab_sizes), c.embed_dim)
+        if c.bag_vocab_sizes:
+            self.bag_embedding = parameter(sum(c.bag_vocab_sizes), c.embed_dim)
         self.star_weight = parameter(d, c.input_dim, c.star_dim)
         self.star_bias = parameter(d, c.star_dim)
         self.star_shared_weight = parameter(c.input_dim, c.star_dim)
@@ -121,15 +126,17 @@ class M3oE(nn.Module):
         self.head_weight = parameter(d, t, c.tower_dim)
         self.head_bias = parameter(d, t)
         for name in FUSION_NAMES:
-            count = d if name.endswith("domain") else t
-            self.register_parameter(name, parameter(*([count] if c.fusion == "per_index" else [])))
+            index = d if name.endswith("domain") else t
+            shape = {"scalar": (), "per_index": (index,), "per_pair": (d, t)}[c.fusion]
+            self.register_parameter(name, parameter(*shape))
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Published initialisation: embeddings N(0, 1e-4), star matrices Xavier-uniform with zero bias, every other
         layer as torch.nn.Linear and torch.nn.LayerNorm, fusion logits `fusion_init`."""
         c = self.config
-        nn.init.normal_(self.embedding, 0.0, 1e-4)
+        for table in self.table_parameters():
+            nn.init.normal_(table, 0.0, 1e-4)
         for weight in (self.star_shared_weight, *self.star_weight):
             nn.init.xavier_uniform_(weight)
         if c.init == "star":
@@ -178,26 +185,38 @@ class M3oE(nn.Module):
         """Every parameter but the fusion logits."""
         return [p for name, p in self.named_parameters() if name not in FUSION_NAMES]
 
-    def fusion_values(self) -> dict[str, float | list[float]]:
-        """The fusion weights after the sigmoid, by name."""
+    def table_parameters(self) -> list[nn.Parameter]:
+        """The embedding tables [rows, N], those of `network_parameters` whose gradients `sparse_grad` makes sparse: of
+        the id fields and, where there are bags, of the bags."""
+        return [self.embedding, *([self.bag_embedding] if self.config.bag_vocab_sizes else [])]
+
+    def fusion_values(self) -> dict[str, float | list[float] | list[list[float]]]:
+        """The fusion weights after the sigmoid, by name: a number, one per domain or task, or [D][T]."""
         return {name: torch.sigmoid(getattr(self, name)).tolist() for name in FUSION_NAMES}
 
     # Computation --------------------------------------------------------------------------------------------------
 
-    def embed(self, ids: Tensor, dense: Tensor) -> Tensor:
-        """x [B, I]: the embeddings in field order, then the dense columns. The kernels look up by themselves."""
-        if not self.config.vocab_sizes:
-            return dense
-        rows = F.embedding(ids + self._first_row, self.embedding, sparse=self.sparse_grad).flatten(1)
-        return torch.cat([rows, dense], dim=1)
+    def embed(self, ids: Tensor, dense: Tensor, bags: BagFields = ()) -> Tensor:
+        """x [B, I]: the embeddings in field order, the pooled bags, then the dense columns. The kernels look the first
+        up by themselves."""
+        parts = [dense]
+        pooled = self._bags(bags)
+        if pooled is not None:
+            parts.insert(0, pool(pooled, dense.shape[0]))
+        if self.config.vocab_sizes:
+            rows = F.embedding(ids + self._first_row, self.embedding, sparse=self.sparse_grad)
+            parts.insert(0, rows.flatten(1))
+        return torch.cat(parts, dim=1)
 
-    def forward(self, ids: Tensor, dense: Tensor, domain: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, dense: Tensor, domain: Tensor, bags: BagFields = ()) -> Tensor:
         """Logits.
 
         Args:
             ids: int32 or int64 [B, F], each in [0, vocab_sizes[f]).
             dense: float32 [B, C].
             domain: int32 or int64 [B] in [0, D).
+            bags: for each bag (values [n], offsets [B+1]), int32 or int64: row b holds
+                values[offsets[b] : offsets[b + 1]], each in [0, bag_vocab_sizes[i]). A row without any pools to zeros.
 
         Returns:
             float32 [B, T].
@@ -205,30 +224,29 @@ class M3oE(nn.Module):
         Raises:
             ValueError, TypeError: a wrong shape, dtype or id; names the argument, row and field.
         """
-        self._check_inputs(ids, dense, domain)
+        self._check_inputs(ids, dense, domain, bags)
         if self.backend_name == "reference":
-            return self._reference_logits(ids, dense, domain)
+            return self._reference_logits(ids, dense, domain, bags)
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self._differentiable_logits(ids, dense, domain)
-        return self._infer(ids, dense, domain, probability=False)
+            return self._differentiable_logits(ids, dense, domain, bags)
+        return self._infer(ids, dense, domain, bags, probability=False)
 
-    def _reference_logits(self, ids: Tensor, dense: Tensor, domain: Tensor) -> Tensor:
+    def _reference_logits(self, ids: Tensor, dense: Tensor, domain: Tensor, bags: BagFields) -> Tensor:
         with _precision_of_the_model(ids.device.type):
-            x = self.embed(ids, dense.to(self.embedding.dtype))
+            x = self.embed(ids, dense.to(self.embedding.dtype), bags)
             return reference.forward(dict(self.named_parameters()), self.config, x, domain)
 
-    def _differentiable_logits(self, ids: Tensor, dense: Tensor, domain: Tensor) -> Tensor:
+    def _differentiable_logits(self, ids: Tensor, dense: Tensor, domain: Tensor, bags: BagFields) -> Tensor:
         from m3oe_fast.ops import network  # loads the compiled module, which backend "reference" does without
 
         self._packed.drop()
         with _precision_of_the_model(ids.device.type), _values_as_value_error():
             weights = self._folded()
             dense = dense.to(self.embedding.dtype)
-            return network(
-                dense, domain, weights, lookup=self._lookup(ids), backend=self.backend_name, **self._switches
-            )
+            parts = {"lookup": self._lookup(ids), "bags": self._bags(bags)}
+            return network(dense, domain, weights, **parts, backend=self.backend_name, **self._switches)
 
-    def _infer(self, ids: Tensor, dense: Tensor, domain: Tensor, probability: bool) -> Tensor:
+    def _infer(self, ids: Tensor, dense: Tensor, domain: Tensor, bags: BagFields, probability: bool) -> Tensor:
         """Without gradients and from cached weights. Everything here is paid per call, also for one row."""
         from m3oe_fast.ops import infer
 
@@ -243,6 +261,7 @@ class M3oE(nn.Module):
                 weights,
                 packed,
                 lookup=self._lookup(ids),
+                bags=self._bags(bags),
                 star_linear=self.config.star_activation == "linear",
                 precision=self.precision,
                 probability=probability,
@@ -283,6 +302,12 @@ class M3oE(nn.Module):
         vocab = self.config.vocab_sizes
         return Lookup(ids, self.embedding, vocab, self.sparse_grad) if vocab else None
 
+    def _bags(self, fields: BagFields) -> Bags | None:
+        c = self.config
+        if not c.bag_vocab_sizes:
+            return None
+        return Bags(fields, self.bag_embedding, c.bag_vocab_sizes, c.bag_pooling, self.sparse_grad)
+
     def drop_packed_weights(self) -> None:
         """Forget the weights kept between predictions in `eval()` mode. Needed only after a write through `.data`, or
         from outside torch, to a model that made predictions before and stayed in that mode; every other change is
@@ -304,37 +329,62 @@ class M3oE(nn.Module):
         }
 
     def loss(
-        self, ids: Tensor, dense: Tensor, domain: Tensor, label: Tensor, row_weight: Tensor | None = None
+        self,
+        ids: Tensor,
+        dense: Tensor,
+        domain: Tensor,
+        label: Tensor,
+        row_weight: Tensor | None = None,
+        bags: BagFields = (),
+        pair_weight: Tensor | None = None,
     ) -> Tensor:
         """Sum over (domain, task) of the mean binary cross-entropy over the pair's labelled rows (paper, eq. 12).
 
         Args:
-            ids, dense, domain: as for `forward`.
+            ids, dense, domain, bags: as for `forward`.
             label: float32 [B, T] in [0, 1]; NaN = not observed.
             row_weight: optional floating point [B]; weighs a row's loss, not the count it is divided by.
+            pair_weight: optional floating point [D, T]; what each pair's mean is multiplied with in the sum.
+                Differentiable.
 
         Returns:
             A differentiable scalar; a pair without a labelled row adds nothing.
         """
-        if row_weight is not None and (row_weight.shape != ids.shape[:1] or not row_weight.dtype.is_floating_point):
-            raise ValueError(f"row_weight must be floating point [B] = [{ids.shape[0]}], got {list(row_weight.shape)}")
-        if label.shape != (ids.shape[0], self.config.num_tasks):
-            raise ValueError(
-                f"label must be [B, T] = [{ids.shape[0]}, {self.config.num_tasks}], got {list(label.shape)}"
-            )
-        if label.device.type == "cpu" and not torch.compiler.is_compiling():
-            self._check_label(label)
-        self._check_inputs(ids, dense, domain)
+        return self.losses(ids, dense, domain, label, row_weight, bags, pair_weight)[0]
+
+    def losses(
+        self,
+        ids: Tensor,
+        dense: Tensor,
+        domain: Tensor,
+        label: Tensor,
+        row_weight: Tensor | None = None,
+        bags: BagFields = (),
+        pair_weight: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """`loss`, and the mean of every pair that it sums: [D, T] before `pair_weight`, without gradient, 0 for a pair
+        without a labelled row. Arguments as for `loss`."""
+        self._check_inputs(ids, dense, domain, bags)
+        self._check_targets(ids.shape[0], label, row_weight, pair_weight)
         one_pass = torch.is_grad_enabled() and self.backend_name != "reference"
         if one_pass and not (row_weight is not None and row_weight.requires_grad):
-            return self._one_pass_loss(ids, dense, domain, label, row_weight)
-        logits = self.forward(ids, dense, domain)
+            return self._one_pass_losses(ids, dense, domain, label, row_weight, bags, pair_weight)
+        logits = self.forward(ids, dense, domain, bags)
         label = label.to(logits.dtype)
-        return reference.pair_losses(logits, domain, label, self.config.num_domains, row_weight).sum()
+        pair_loss = reference.pair_losses(logits, domain, label, self.config.num_domains, row_weight)
+        weighted = pair_loss if pair_weight is None else pair_loss * pair_weight.to(logits.dtype)
+        return weighted.sum(), pair_loss.detach()
 
-    def _one_pass_loss(
-        self, ids: Tensor, dense: Tensor, domain: Tensor, label: Tensor, row_weight: Tensor | None
-    ) -> Tensor:
+    def _one_pass_losses(
+        self,
+        ids: Tensor,
+        dense: Tensor,
+        domain: Tensor,
+        label: Tensor,
+        row_weight: Tensor | None,
+        bags: BagFields,
+        pair_weight: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
         from m3oe_fast.ops import network_loss
 
         self._packed.drop()
@@ -347,22 +397,24 @@ class M3oE(nn.Module):
                 label.to(dtype),
                 weights,
                 lookup=self._lookup(ids),
+                bags=self._bags(bags),
                 row_weight=None if row_weight is None else row_weight.to(dtype),
+                pair_weight=None if pair_weight is None else pair_weight.to(dtype),
                 backend=self.backend_name,
                 **self._switches,
-            )[0]
+            )
 
     @torch.no_grad()
-    def predict(self, ids: Tensor, dense: Tensor, domain: Tensor) -> Tensor:
+    def predict(self, ids: Tensor, dense: Tensor, domain: Tensor, bags: BagFields = ()) -> Tensor:
         """Probabilities float32 [B, T], without gradients. Arguments as for `forward`.
 
         In `eval()` mode, which `M3oE.load` returns, the folded and packed weights are kept from one call to the next; a
         batch of one row is then many times faster.
         """
         if self.backend_name == "reference" or torch.compiler.is_compiling():
-            return torch.sigmoid(self.forward(ids, dense, domain))
-        self._check_inputs(ids, dense, domain)
-        return self._infer(ids, dense, domain, probability=True)
+            return torch.sigmoid(self.forward(ids, dense, domain, bags))
+        self._check_inputs(ids, dense, domain, bags)
+        return self._infer(ids, dense, domain, bags, probability=True)
 
     def score(self, frame: pd.DataFrame) -> np.ndarray:
         """Probabilities [rows, T] of raw log rows, through the vocabularies saved with the model.
@@ -375,11 +427,9 @@ class M3oE(nn.Module):
             raise ConfigError("this model holds no vocabularies; set model.encoder, or load a trained run")
         batch = self.encoder.transform(frame)
         device = self.embedding.device
-        chunks = (slice(first, first + SCORED_AT_ONCE) for first in range(0, max(len(frame), 1), SCORED_AT_ONCE))
-        parts = [
-            self.predict(batch.ids[c].to(device), batch.dense[c].to(device), batch.domain[c].to(device)).cpu()
-            for c in chunks
-        ]
+        starts = range(0, max(len(frame), 1), SCORED_AT_ONCE)
+        chunks = (batch.rows(start, start + SCORED_AT_ONCE).map(lambda rows: rows.to(device)) for start in starts)
+        parts = [self.predict(*chunk.inputs).cpu() for chunk in chunks]
         self.check_inputs()
         return torch.cat(parts).numpy()
 
@@ -392,10 +442,10 @@ class M3oE(nn.Module):
         Raises:
             ValueError: names row and field.
         """
-        if self.embedding.device.type == "cuda" and self.backend_name == "triton":
+        if self.embedding.device.type == "cuda":
             kernels.check_inputs(self.embedding.device)
 
-    def _check_inputs(self, ids: Tensor, dense: Tensor, domain: Tensor) -> None:
+    def _check_inputs(self, ids: Tensor, dense: Tensor, domain: Tensor, bags: BagFields) -> None:
         c = self.config
         if ids.ndim != 2 or ids.shape[1] != len(c.vocab_sizes):
             raise ValueError(f"ids must be [B, F] with F = {len(c.vocab_sizes)}, got {list(ids.shape)}")
@@ -403,6 +453,8 @@ class M3oE(nn.Module):
             raise ValueError(f"dense must be [B, C] = [{ids.shape[0]}, {c.num_dense}], got {list(dense.shape)}")
         if domain.shape != ids.shape[:1]:
             raise ValueError(f"domain must be [B] = [{ids.shape[0]}], got {list(domain.shape)}")
+        if len(bags) != len(c.bag_vocab_sizes):
+            raise ValueError(f"bags must hold {len(c.bag_vocab_sizes)} pairs (values, offsets), got {len(bags)}")
         for name, tensor in (("ids", ids), ("domain", domain)):
             if tensor.dtype not in (torch.int32, torch.int64):
                 raise TypeError(f"{name} must be int32 or int64, got {tensor.dtype}")
@@ -426,6 +478,21 @@ class M3oE(nn.Module):
         if wrong.any():
             row = wrong.nonzero()[0].item()
             raise ValueError(f"domain[{row}] is {domain[row].item()}, the model has {self.config.num_domains} domains")
+
+    def _check_targets(self, rows: int, label: Tensor, row_weight: Tensor | None, pair_weight: Tensor | None) -> None:
+        c = self.config
+        if row_weight is not None and (row_weight.shape != (rows,) or not row_weight.dtype.is_floating_point):
+            raise ValueError(f"row_weight must be floating point [B] = [{rows}], got {list(row_weight.shape)}")
+        pairs = (c.num_domains, c.num_tasks)
+        if pair_weight is not None and (pair_weight.shape != pairs or not pair_weight.dtype.is_floating_point):
+            raise ValueError(
+                f"pair_weight must be floating point [D, T] = {list(pairs)}, got "
+                f"{pair_weight.dtype} {list(pair_weight.shape)}"
+            )
+        if label.shape != (rows, c.num_tasks):
+            raise ValueError(f"label must be [B, T] = [{rows}, {c.num_tasks}], got {list(label.shape)}")
+        if label.device.type == "cpu" and not torch.compiler.is_compiling():
+            self._check_label(label)
 
     @staticmethod
     def _check_label(label: Tensor) -> None:

@@ -12,7 +12,7 @@ observed. Parameters come by name, stacked over what they repeat over, as `M3oE.
     gate_weight [D, T, H, K]  gate_bias [D, T, K]
     expert_weight.l [E, in, out]  expert_bias.l expert_gain.l expert_offset.l [E, out]
     tower_weight [D, T, X, Y]  tower_bias tower_gain tower_offset head_weight [D, T, Y]  head_bias [D, T]
-    alpha_domain beta_domain alpha_task beta_task: logits, () or [D] / [T]
+    alpha_domain beta_domain alpha_task beta_task: logits, (), [D] / [T] or [D, T]
 
 `matmul` is a hook on every product of activations and weights: precisions that eager torch lacks are
 emulated by a hook that rounds or splits the operands.
@@ -72,10 +72,14 @@ def balance(z: list[Tensor], own: int, beta: Tensor) -> Tensor:
     return mixed
 
 
-def fusion_weight(p: Mapping[str, Tensor], name: str, index: int) -> Tensor:
-    """sigmoid of a fusion logit; one scalar for all, or its own for each domain or task."""
+def fusion_weight(p: Mapping[str, Tensor], name: str, d: int, t: int) -> Tensor:
+    """sigmoid of the fusion logit of a pair: one for all pairs, or one per domain or task, or its own."""
     logit = p[name]
-    return torch.sigmoid(logit if logit.ndim == 0 else logit[index])
+    if logit.ndim == 1:
+        logit = logit[d if name.endswith("domain") else t]
+    elif logit.ndim == 2:
+        logit = logit[d, t]
+    return torch.sigmoid(logit)
 
 
 def forward(
@@ -94,10 +98,10 @@ def forward(
 
     logits = x.new_zeros(x.shape[0], num_tasks)
     for d in range(num_domains):
-        domain_part = balance(z_domain, d, fusion_weight(p, "beta_domain", d))
         for t in range(num_tasks):
-            task_part = balance(z_task, t, fusion_weight(p, "beta_task", t))
-            u = fusion_weight(p, "alpha_domain", d) * domain_part + fusion_weight(p, "alpha_task", t) * task_part
+            domain_part = balance(z_domain, d, fusion_weight(p, "beta_domain", d, t))
+            task_part = balance(z_task, t, fusion_weight(p, "beta_task", d, t))
+            u = fusion_weight(p, "alpha_domain", d, t) * domain_part + fusion_weight(p, "alpha_task", d, t) * task_part
             if shared:
                 gate = matmul(gate_input, p["gate_weight"][d, t]) + p["gate_bias"][d, t]
                 gate = torch.softmax(gate, dim=-1)
@@ -126,7 +130,9 @@ def pair_losses(
     observed = ~torch.isnan(label)
     bce = F.binary_cross_entropy_with_logits(logits, torch.where(observed, label, 0.0), reduction="none")
     if row_weight is not None:
-        bce = bce * row_weight[:, None]
+        # Chosen before the product: a weight that is not finite, of a row without a label, would else leave 0 * NaN
+        # in the gradient.
+        bce = bce * torch.where(observed, row_weight[:, None], 0.0)
     bce = torch.where(observed, bce, 0.0)
     index = domain.long()
     # In float64: index_add is one chain of additions, which in float32 is off by 5e-4 at 100,000 equal losses.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ SWITCHED = M3oEConfig(
     [7], 0, 5, 3, shared_experts=1, star_dim=16, hidden_dim=17, expert_dims=(9, 33), star_activation="linear",
     gate_detach=False, fusion="per_index",
 )  # fmt: skip
+PER_PAIR = dataclasses.replace(CONFIG, fusion="per_pair")
 
 
 def batch(config: M3oEConfig, rows: int = 200, seed: int = 0):
@@ -39,7 +41,18 @@ def make(config: M3oEConfig = CONFIG, backend: str = "cpu") -> M3oE:
     return model
 
 
-@pytest.mark.parametrize("config", [CONFIG, SWITCHED], ids=["default", "switched"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        CONFIG,
+        SWITCHED,
+        PER_PAIR,
+        dataclasses.replace(PER_PAIR, num_domains=1),
+        dataclasses.replace(PER_PAIR, num_tasks=1),
+        dataclasses.replace(PER_PAIR, num_domains=1, num_tasks=1),
+    ],
+    ids=["default", "switched", "per_pair", "per_pair-D1", "per_pair-T1", "per_pair-D1T1"],
+)
 def test_loss_and_every_gradient_against_the_oracle(config):
     ours = make(config)
     eager, oracle = copy.deepcopy(ours), copy.deepcopy(ours).double()
@@ -80,6 +93,41 @@ def test_fusion_and_network_parameters_are_disjoint_and_complete():
     fusion, network = model.fusion_parameters(), model.network_parameters()
     assert {id(p) for p in fusion} | {id(p) for p in network} == {id(p) for p in model.parameters()}
     assert len(fusion) + len(network) == len(list(model.parameters())) and len(fusion) == 4
+
+
+@pytest.mark.parametrize(
+    ("fusion", "shapes"),
+    [("scalar", [(), ()]), ("per_index", [(3,), (2,)]), ("per_pair", [(3, 2), (3, 2)])],
+)
+def test_fusion_values_have_the_shape_of_the_logits_and_the_published_start(fusion, shapes):
+    model = M3oE(dataclasses.replace(CONFIG, fusion=fusion))
+    for name, value in model.fusion_values().items():
+        expected = torch.full(shapes[name.endswith("task")], 0.7310586)
+        torch.testing.assert_close(torch.tensor(value), expected)
+        assert getattr(model, name).shape == expected.shape
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_equal_fusion_weights_of_all_pairs_are_the_scalar_ones(backend):
+    scalar, pairs = make(backend=backend), make(PER_PAIR, backend=backend)
+    state = scalar.state_dict()
+    state |= {name: state[name].expand(3, 2) for name in scalar.fusion_values()}
+    pairs.load_state_dict(state)
+    inputs = batch(CONFIG)
+    losses = [m.loss(*inputs) for m in (scalar, pairs)]
+    assert torch.equal(*losses) and torch.equal(scalar(*inputs[:3]), pairs(*inputs[:3]))
+    for loss in losses:
+        loss.backward()
+    for name in scalar.fusion_values():
+        torch.testing.assert_close(getattr(pairs, name).grad.sum(), getattr(scalar, name).grad, rtol=1e-4, atol=1e-7)
+
+
+def test_fusion_weights_of_every_pair_are_saved_and_another_kind_is_refused(tmp_path):
+    model = make(PER_PAIR)
+    model.save(tmp_path)
+    assert M3oE.load(tmp_path).fusion_values() == model.fusion_values()
+    with pytest.raises(CheckpointError, match=r"weight 'alpha_domain' is \[3, 2\], this model needs \[\]"):
+        make().load_weights(model.state_dict(), source="other")
 
 
 @pytest.mark.parametrize("ids_type", [torch.int32, torch.int64])
@@ -246,6 +294,117 @@ def test_row_weights_that_want_a_gradient_get_one():
     torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-7)
     plain = model.loss(*batch(CONFIG), row_weight=row_weight.detach())
     torch.testing.assert_close(plain, model.loss(*batch(CONFIG), row_weight=row_weight))
+
+
+# Weights and losses of the pairs ------------------------------------------------------------------------------------
+
+
+def pair_weights() -> torch.Tensor:
+    """[D, T] off one, with a pair that counts for nothing."""
+    weight = torch.rand(3, 2, generator=torch.Generator().manual_seed(7)) + 0.5
+    weight[1, 0] = 0
+    return weight
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_weighted_pairs_and_their_gradients_against_the_oracle(weighted):
+    """With an absent domain, a pair without labels and a weight of zero."""
+    ours, eager, oracle = make(PER_PAIR), make(PER_PAIR, "reference"), make(PER_PAIR, "reference").double()
+    ids, dense, domain, label = batch(CONFIG)
+    domain = domain.clamp(max=1)
+    label[domain == 0, 1] = float("nan")
+    row_weight = torch.rand(200, generator=torch.Generator().manual_seed(1)) if weighted else None
+    results = []
+    for model in (ours, eager, oracle):
+        pair_weight = pair_weights().to(model.embedding.dtype).requires_grad_()
+        loss, pair_loss = model.losses(ids, dense, domain, label, row_weight, pair_weight=pair_weight)
+        assert not pair_loss.requires_grad
+        assert not pair_loss[2].any() and pair_loss[0, 1] == 0 and (pair_loss[1] > 0).all()
+        (loss * 1.7).backward()
+        results.append([loss.detach(), pair_loss, pair_weight.grad, *(p.grad for p in model.parameters())])
+        torch.testing.assert_close(pair_weight.grad, 1.7 * pair_loss)
+    labels = ["loss", "pair_loss", "pair_weight", *(name for name, _ in ours.named_parameters())]
+    for label, *values in zip(labels, *results, strict=True):
+        assert_close_to_oracle(*values, FORWARD if "loss" in label else GRADIENT, label)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("grad", [False, True])
+def test_the_loss_is_the_weighted_sum_of_the_pair_losses(grad, backend):
+    model, inputs = make(backend=backend), batch(CONFIG)
+    with torch.set_grad_enabled(grad):
+        loss, pair_loss = model.losses(*inputs)
+        expected = reference.pair_losses(model(*inputs[:3]), inputs[2], inputs[3], 3)
+        torch.testing.assert_close(pair_loss, expected.detach())
+        torch.testing.assert_close(loss, expected.sum())
+        assert torch.equal(loss, model.loss(*inputs)) and loss.requires_grad == grad
+        weighted, same = model.losses(*inputs, pair_weight=pair_weights())
+        assert torch.equal(same, pair_loss)
+        torch.testing.assert_close(weighted, (expected * pair_weights()).sum())
+        assert torch.equal(weighted, model.loss(*inputs, pair_weight=pair_weights()))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_no_weight_no_gradient(backend):
+    model = make(backend=backend)
+    loss, pair_loss = model.losses(*batch(CONFIG), pair_weight=torch.zeros(3, 2))
+    loss.backward()
+    assert loss.item() == 0 and (pair_loss > 0).all() and not any(p.grad.any() for p in model.parameters())
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_pairs_weighted_by_their_trained_uncertainty(backend):
+    """Weights that a parameter gives and that have another dtype and strides: the gradient reaches the parameter."""
+    model = make(backend=backend)
+    log_variance = torch.zeros(2, 1, dtype=torch.float64, requires_grad=True)
+    weight = torch.exp(-log_variance).expand(2, 3).T
+    loss, pair_loss = model.losses(*batch(CONFIG), pair_weight=weight)
+    loss.backward()
+    torch.testing.assert_close(log_variance.grad, -pair_loss.sum(0)[:, None].double(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("pair_weight", [torch.ones(2, 3), torch.ones(()), torch.ones(3, 2, dtype=torch.int64)])
+def test_wrong_pair_weights_are_named(pair_weight, backend):
+    with pytest.raises(ValueError, match=r"pair_weight must be floating point \[D, T\] = \[3, 2\], got"):
+        make(backend=backend).loss(*batch(CONFIG), pair_weight=pair_weight)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_row_weights_that_want_a_gradient_go_with_pair_weights(backend):
+    model, inputs = make(backend=backend), batch(CONFIG)
+    row_weight, pair_weight = torch.rand(200, requires_grad=True), pair_weights().requires_grad_()
+    loss, pair_loss = model.losses(*inputs, row_weight, pair_weight=pair_weight)
+    grads = torch.autograd.grad(loss, (row_weight, pair_weight))
+    torch.testing.assert_close(grads[1], pair_loss)
+    expected = reference.pair_losses(model(*inputs[:3]).detach(), inputs[2], inputs[3], 3, row_weight) * pair_weights()
+    torch.testing.assert_close(grads[0], torch.autograd.grad(expected.sum(), row_weight)[0])
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_nan_weight_of_a_row_without_labels_does_not_matter(backend):
+    ids, dense, domain, label = batch(CONFIG)
+    label[5] = float("nan")
+    grads = []
+    for bad in (float("nan"), 1.0):
+        model, row_weight = make(backend=backend), torch.ones(200)
+        row_weight[5] = bad
+        model.loss(ids, dense, domain, label, row_weight).backward()
+        grads.append([p.grad for p in model.parameters()])
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_compiled_loss_with_pair_weights_gives_the_same_gradients():
+    model, inputs = make(), batch(CONFIG)
+    compiled = torch.compile(model.losses, fullgraph=True, backend="aot_eager")
+    results = []
+    for function in (model.losses, compiled):
+        pair_weight = pair_weights().requires_grad_()
+        loss, pair_loss = function(*inputs, pair_weight=pair_weight)
+        results.append([loss.detach(), pair_loss, *torch.autograd.grad(loss, [pair_weight, *model.parameters()])])
+    for eager, traced in zip(*results, strict=True):
+        torch.testing.assert_close(traced, eager)
 
 
 def test_the_loss_without_gradients_is_the_same():

@@ -18,6 +18,12 @@ VARIANTS = [
     dataclasses.replace(SMALL, expert_dims=(5, 3, 4), num_tasks=4),
     dataclasses.replace(SMALL, num_domains=1, num_tasks=1),
     dataclasses.replace(SMALL, shared_experts=0, num_domains=6),
+    dataclasses.replace(SMALL, fusion="per_index", num_domains=2),
+    dataclasses.replace(SMALL, fusion="per_pair", num_tasks=4),
+    dataclasses.replace(SMALL, fusion="per_pair", num_domains=2),
+    dataclasses.replace(SMALL, fusion="per_pair", num_domains=1),
+    dataclasses.replace(SMALL, fusion="per_pair", num_tasks=1),
+    dataclasses.replace(SMALL, fusion="per_pair", num_domains=1, num_tasks=1),
 ]
 
 
@@ -67,8 +73,8 @@ def one_row(p, c: M3oEConfig, x, d: int, t: int) -> float:
         z.append(out)
 
     def weight(name, i):
-        logit = q[name] if isinstance(q[name], float) else q[name][i]
-        return 1 / (1 + math.exp(-logit))
+        logit = {"scalar": lambda: q[name], "per_index": lambda: q[name][i], "per_pair": lambda: q[name][d][t]}
+        return 1 / (1 + math.exp(-logit[c.fusion]()))
 
     coefficient = [0.0] * c.num_experts
     if c.shared_experts:
@@ -117,6 +123,34 @@ def test_folding_and_routing_change_nothing(config):
             assert fast is None or not fast.any()
         else:
             torch.testing.assert_close(fast, printed, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["alpha_domain", "alpha_task", "beta_domain", "beta_task"])
+@pytest.mark.parametrize("fusion", ["per_index", "per_pair"])
+def test_equal_fusion_weights_are_the_scalar_ones_to_the_bit(fusion, name):
+    p, x, domain = make(SMALL)
+    many = dict(p)
+    for other in ("alpha_domain", "alpha_task", "beta_domain", "beta_task"):
+        count = 3 if other.endswith("domain") else 2
+        many[other] = p[other].detach().expand((3, 2) if fusion == "per_pair" else (count,)).clone().requires_grad_()
+    config = dataclasses.replace(SMALL, fusion=fusion)
+    assert torch.equal(folded.coefficient_table(many, config), folded.coefficient_table(p, SMALL))
+    logits = reference.forward(many, config, x, domain)
+    assert torch.equal(logits, reference.forward(p, SMALL, x, domain))
+    scalar = reference.forward(p, SMALL, x, domain).sum()
+    grads = torch.autograd.grad(logits.sum(), many[name])[0], torch.autograd.grad(scalar, p[name])[0]
+    torch.testing.assert_close(grads[0].sum(), grads[1], rtol=1e-12, atol=1e-12)
+
+
+def test_fusion_weights_of_a_pair_reach_no_other_pair():
+    config = dataclasses.replace(SMALL, fusion="per_pair")
+    p, x, domain = make(config)
+    before = reference.forward(p, config, x, domain)
+    for name in ("alpha_domain", "alpha_task", "beta_domain", "beta_task"):
+        changed = p[name].detach().clone()
+        changed[2, 1] += 1
+        moved = reference.forward({**p, name: changed}, config, x, domain) != before
+        assert moved[domain == 2, 1].all() and moved.sum() == (domain == 2).sum()
 
 
 def test_a_detached_gate_sends_no_gradient_back():
@@ -180,6 +214,28 @@ def test_an_infinite_weight_of_an_unlabelled_row_does_not_matter():
     weight = torch.tensor([1.0, float("inf")])
     loss = reference.pair_losses(torch.zeros(2, 1), torch.zeros(2, dtype=torch.int64), label, 1, weight)
     assert loss.item() == pytest.approx(math.log(2))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_of_an_unlabelled_row_leaves_the_gradients_finite(bad):
+    logits = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+    label = torch.tensor([[1.0, 0.0], [float("nan"), float("nan")], [0.0, float("nan")]], dtype=torch.float64)
+    domain = torch.zeros(3, dtype=torch.int64)
+    weight = torch.tensor([1.0, bad, 0.5], dtype=torch.float64, requires_grad=True)
+    pairs = reference.pair_losses(logits, domain, label, 1, weight)
+    grads = torch.autograd.grad(pairs.sum(), (logits, weight))
+    without = reference.pair_losses(logits[[0, 2]], domain[[0, 2]], label[[0, 2]], 1, weight[[0, 2]])
+    torch.testing.assert_close(pairs, without)
+    assert torch.equal(grads[0][1], torch.zeros(2, dtype=torch.float64)) and grads[1][1] == 0
+    torch.testing.assert_close(grads, torch.autograd.grad(without.sum(), (logits, weight)))
+
+
+def test_a_weight_that_is_not_finite_of_a_labelled_row_shows():
+    label = torch.tensor([[1.0, float("nan")]])
+    pairs = reference.pair_losses(
+        torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64), label, 1, torch.tensor([float("nan")])
+    )
+    assert pairs[0, 0].isnan() and pairs[0, 1] == 0
 
 
 @pytest.mark.parametrize("rows", [0, 12])

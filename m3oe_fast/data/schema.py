@@ -18,6 +18,10 @@ class Schema:
         dense: the C dense features, scaled to [0, 1].
         domains: the D domain names.
         tasks: the T task names.
+        bags: the multi-hot fields.
+        bag_vocab_sizes: rows of each bag's embedding table, row 0 = unknown.
+        bag_pooling: how the embeddings of a row's values become one: "mean" or "sum", for each bag.
+        weighted: whether rows carry a weight of their loss.
     """
 
     fields: tuple[str, ...]
@@ -25,12 +29,16 @@ class Schema:
     dense: tuple[str, ...]
     domains: tuple[str, ...]
     tasks: tuple[str, ...]
+    bags: tuple[str, ...] = ()
+    bag_vocab_sizes: tuple[int, ...] = ()
+    bag_pooling: tuple[str, ...] = ()
+    weighted: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
-        return {name: list(value) for name, value in asdict(self).items()}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Schema:
         """The inverse of ``to_dict``."""
-        return cls(**{name: tuple(value) for name, value in values.items()})
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})

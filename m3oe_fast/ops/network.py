@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from m3oe_fast.bags import Bags, pool
 from m3oe_fast.folded import NetworkWeights
 from m3oe_fast.ops.namespace import backend_of, fake, ops
 
@@ -58,6 +59,7 @@ def network(
     weights: NetworkWeights,
     *,
     lookup: Lookup | None = None,
+    bags: Bags | None = None,
     star_linear: bool = False,
     gate_detach: bool = True,
     gate_mask: Tensor | None = None,
@@ -67,11 +69,12 @@ def network(
     """The whole network from its inputs to logits (`folded.network` for rows in any order).
 
     Args:
-        x (Tensor): [B, I] float32, or float64 on the scalar path (for gradient checks). With `lookup` [B, C], the
-            columns behind the embeddings, I = F N + C.
+        x (Tensor): [B, I] float32, or float64 on the scalar path (for gradient checks). With `lookup` or `bags`
+            [B, C], the columns behind the embeddings: I = F N + bags N + C.
         domain (Tensor): [B] int32 or int64 in [0, D).
         weights: see `folded.NetworkWeights`; all in the dtype of x.
         lookup: the embedded part of the input.
+        bags: the multi-hot part of the input; its pooled embeddings stand between those of `lookup` and x.
         gate_mask (Tensor | None): [D, T, G] bool, the experts each softmax ranges over.
         star_linear, gate_detach, precision: see `Switches`.
         backend: "cpu" or "triton"; None: by the device of x.
@@ -82,11 +85,12 @@ def network(
     Raises:
         ValueError, TypeError: a shape, dtype or device does not fit.
         RuntimeError: a domain or an id is out of range; the message names row and field. Backend triton takes the
-            nearest one instead and `m3oe_fast.kernels.check_inputs` raises.
+            nearest one instead and `m3oe_fast.kernels.check_inputs` raises. For `bags` see `m3oe_fast.bags.pool`.
 
     Deterministic: the same inputs and number of threads (device and Triton) give the same bits. Differentiable once, in
-    reverse mode, in x, the embedding and every weight. Autocast does not apply. jvp and vmap are refused.
+    reverse mode, in x, the embeddings and every weight. Autocast does not apply. jvp and vmap are refused.
     """
+    x = _columns(x, bags)
     _check(x, domain, weights, gate_mask, lookup)
     switches = Switches(star_linear, gate_detach, precision)
     ids, embedding, vocab, sparse = _parts(lookup)
@@ -102,6 +106,7 @@ def network_loss(
     weights: NetworkWeights,
     *,
     lookup: Lookup | None = None,
+    bags: Bags | None = None,
     pair_weight: Tensor | None = None,
     row_weight: Tensor | None = None,
     star_linear: bool = False,
@@ -117,18 +122,19 @@ def network_loss(
     Use it where `backward` follows; without gradients `network` is cheaper.
 
     Args:
-        x, domain, weights, lookup, star_linear, gate_detach, gate_mask, precision, backend: as for `network`.
+        x, domain, weights, lookup, bags, star_linear, gate_detach, gate_mask, precision, backend: as for `network`.
         label (Tensor): [B, T] in the dtype of x, in [0, 1]; NaN = not observed.
         pair_weight (Tensor | None): [D, T] in the dtype of x; default ones.
         row_weight (Tensor | None): [B] in the dtype of x; weighs a row's loss, not the count n. No gradient.
 
     Returns:
-        tuple[Tensor, Tensor]: loss = sum(pair_weight * pair_loss), a scalar, differentiable once in x, the embedding,
+        tuple[Tensor, Tensor]: loss = sum(pair_weight * pair_loss), a scalar, differentiable once in x, the embeddings,
         every weight and pair_weight; and pair_loss [D, T], 0 for a pair without labelled rows, not differentiable.
 
     Raises:
         ValueError, TypeError, RuntimeError: as for `network`.
     """
+    x = _columns(x, bags)
     _check(x, domain, weights, gate_mask, lookup)
     pairs = tuple(weights.table.shape[:2])
     if pair_weight is None:
@@ -179,6 +185,7 @@ def infer(
     packed: Tensor,
     *,
     lookup: Lookup | None = None,
+    bags: Bags | None = None,
     gate_mask: Tensor | None = None,
     star_linear: bool = False,
     precision: str = "fp32",
@@ -190,6 +197,7 @@ def infer(
     `weights` are `NetworkWeights.flat()` of the packed ones, read for their shapes. The arguments are trusted where the
     op itself does not check them: for callers that serve one row at a time.
     """
+    x = _columns(x, bags)
     ids, embedding, vocab, _ = _parts(lookup)
     fwd = ops(backend or backend_of(x.device)).network_fwd
     return fwd(x, ids, embedding, vocab, domain, weights, gate_mask, packed, star_linear, precision, probability)
@@ -201,6 +209,18 @@ class _Fields(NamedTuple):
     backend: str
     vocab: tuple[int, ...]
     sparse: bool
+
+
+def _columns(x: Tensor, bags: Bags | None) -> Tensor:
+    """What the op takes as x, the columns behind the embeddings that it looks up: pooled bags, then x itself."""
+    if x.ndim != 2:
+        raise ValueError(f"x must be [B, I], got {list(x.shape)}")
+    if bags is None:
+        return x
+    if bags.embedding.dtype != x.dtype or bags.embedding.device != x.device:
+        kind, place = bags.embedding.dtype, bags.embedding.device
+        raise TypeError(f"bag_embedding must be {x.dtype} on {x.device} like x, got {kind} on {place}")
+    return torch.cat([pool(bags, x.shape[0]), x], dim=1)
 
 
 def _parts(lookup: Lookup | None) -> tuple[Tensor | None, Tensor | None, tuple[int, ...], bool]:
@@ -406,8 +426,6 @@ def _loss_fake(
 
 
 def _check(x: Tensor, domain: Tensor, weights: NetworkWeights, gate_mask: Tensor | None, lookup: Lookup | None) -> None:
-    if x.ndim != 2:
-        raise ValueError(f"x must be [B, I], got {list(x.shape)}")
     if domain.shape != x.shape[:1]:
         raise ValueError(f"domain must be [B] = [{x.shape[0]}], got {list(domain.shape)}")
     if x.dtype not in (torch.float32, torch.float64):
