@@ -77,9 +77,9 @@ def peak_memory(call: Callable[[], object]) -> tuple[int, int, str]:
         CLEAR_REFS.write_text("5")
     except OSError:
         return *_sampled(call), "sampled"
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     call()
-    return before, max(_resident("VmHWM"), before), "watermark"
+    return before, max(resident("VmHWM"), before), "watermark"
 
 
 def _measure(contender: Contender, work: workload.Workload, options: argparse.Namespace) -> dict[str, Any]:
@@ -125,7 +125,8 @@ def _trim() -> None:
         trim(0)
 
 
-def _resident(field: str) -> int:
+def resident(field: str) -> int:
+    """A figure of this process in bytes: VmRSS, what is resident, or VmHWM, the most that was."""
     found = re.search(rf"^{field}:\s+(\d+) kB$", STATUS.read_text(), re.MULTILINE)
     if found is None:
         raise UserError(f"{STATUS} has no {field}")
@@ -133,13 +134,13 @@ def _resident(field: str) -> int:
 
 
 def _sampled(call: Callable[[], object]) -> tuple[int, int]:
-    before = peak = _resident("VmRSS")
+    before = peak = resident("VmRSS")
     done = threading.Event()
 
     def watch() -> None:
         nonlocal peak
         while not done.wait(SAMPLE_SECONDS):
-            peak = max(peak, _resident("VmRSS"))
+            peak = max(peak, resident("VmRSS"))
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -148,7 +149,7 @@ def _sampled(call: Callable[[], object]) -> tuple[int, int]:
     finally:
         done.set()
         watcher.join()
-    return before, max(peak, _resident("VmRSS"))
+    return before, max(peak, resident("VmRSS"))
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

@@ -12,7 +12,7 @@ from m3oe_fast.data.domains import DomainRule
 from m3oe_fast.data.labels import LabelRule
 from m3oe_fast.data.rawlog import RawLog
 from m3oe_fast.data.splits import Rows, split_rows
-from m3oe_fast.data.store import read_part
+from m3oe_fast.data.store import PartFile
 from m3oe_fast.metrics import auc
 
 NAN = float("nan")
@@ -74,9 +74,10 @@ def test_files_hold_the_rows_of_their_part(tmp_path):
     rows = split_rows(log, "official", 0)
     vocabulary = json.loads((tmp_path / "encoder.json").read_text())["vocabularies"]["user_id"]
     for part, numbers in zip(Rows._fields, rows, strict=True):
-        columns = read_part(tmp_path / f"{part}.arrow")
+        columns = PartFile(tmp_path / f"{part}.arrow").segments[0]
         assert np.array_equal(columns["label"], log.label[numbers], equal_nan=True)
         assert np.array_equal(columns["domain"], log.domain[numbers])
+        assert np.array_equal(columns["user"], log.user.codes[numbers])
         user = log.fields["user_id"]
         for id_, code in zip(columns["id:user_id"], user.codes[numbers], strict=True):
             assert user.values[code] == vocabulary[id_ - 1] if id_ else user.values[code] not in vocabulary

@@ -9,11 +9,10 @@ import numpy as np
 
 from m3oe_fast import metrics
 from m3oe_fast.data.encode import Encoder, fields_of
+from m3oe_fast.data.pair_counts import PairCounts
 from m3oe_fast.data.rawlog import RawLog
 from m3oe_fast.data.splits import Rows, split_rows
-from m3oe_fast.data.store import DATASET, ENCODER, smallest_uint, write_json, write_part
-
-MAX_WARNINGS = 10  # lines on domains with one class; a log with a thousand domains has thousands
+from m3oe_fast.data.store import DATASET, ENCODER, Columns, PartWriter, smallest_uint, write_json
 
 
 def build(folder: Path, log: RawLog, name: str, split: str, split_seed: int, identity: str) -> None:
@@ -25,7 +24,8 @@ def build(folder: Path, log: RawLog, name: str, split: str, split_seed: int, ide
     rows = split_rows(log, split, split_seed)
     encoder = Encoder.fit(log, rows.train)
     for part, numbers in zip(Rows._fields, rows, strict=True):
-        write_part(folder / f"{part}.arrow", encode_rows(log, encoder, numbers))
+        with PartWriter(folder / f"{part}.arrow") as writer:
+            writer.append(encode_rows(log, encoder, numbers))
     write_json(folder / ENCODER, encoder.to_dict())
     facts = {
         "name": name,
@@ -34,15 +34,15 @@ def build(folder: Path, log: RawLog, name: str, split: str, split_seed: int, ide
         "identity": identity,
         "best_auc": best_auc(log, rows.test),
         "counts": count_rows(log, rows),
-        "warnings": [*log.warnings, *_shortened(one_class_warnings(log, rows))],
+        "warnings": [*log.warnings, *one_class_warnings(log, rows)],
     }
     write_json(folder / DATASET, facts)
 
 
-def encode_rows(log: RawLog, encoder: Encoder, rows: np.ndarray) -> dict[str, np.ndarray]:
+def encode_rows(log: RawLog, encoder: Encoder, rows: np.ndarray) -> Columns:
     """The columns of a part's file (see ``store``) for the given row numbers."""
     schema = encoder.schema
-    columns = {}
+    columns: Columns = {}
     for (name, column), size in zip(fields_of(log).items(), schema.vocab_sizes, strict=True):
         columns[f"id:{name}"] = encoder.encode(name, column.gather(rows)).astype(smallest_uint(size))
     dense = np.empty((len(rows), len(schema.dense)), np.float32)
@@ -51,6 +51,8 @@ def encode_rows(log: RawLog, encoder: Encoder, rows: np.ndarray) -> dict[str, np
     columns["dense"] = dense
     columns["domain"] = log.domain[rows].astype(smallest_uint(max(len(schema.domains), 1)))
     columns["label"] = log.label[rows]
+    if log.user is not None:
+        columns["user"] = log.user.codes[rows].astype(np.int64)
     return columns
 
 
@@ -86,31 +88,11 @@ def count_rows(log: RawLog, rows: Rows) -> dict[str, Any]:
 
 
 def one_class_warnings(log: RawLog, rows: Rows) -> list[str]:
-    """A line for each (part, domain) without rows or (part, domain, task) without both classes.
-
-    Such a pair is no error: the loss leaves out pairs without labels, and an undefined AUC is null.
-    """
-    lines = []
-    for part, numbers in zip(Rows._fields, rows, strict=True):
-        domain, label = log.domain[numbers], log.label[numbers]
-        for d, name in enumerate(log.domain_rule.names):
-            own = label[domain == d]
-            if len(own) == 0:
-                lines.append(f"{part} has no rows of domain {name}")
-                continue
-            for task, column in zip(log.tasks, own.T, strict=True):
-                ones, zeros = int((column == 1).sum()), int((column == 0).sum())
-                if not ones or not zeros:
-                    lines.append(
-                        f"{part}, domain {name}, task {task}: {ones} positive and {zeros} negative "
-                        "labels, so its AUC is undefined"
-                    )
-    return lines
-
-
-def _shortened(lines: list[str]) -> list[str]:
-    rest = len(lines) - MAX_WARNINGS
-    return lines if rest <= 0 else [*lines[:MAX_WARNINGS], f"{rest} more domains or tasks like these"]
+    """A line for each part and domain of which little can be said (see ``PairCounts.warnings``)."""
+    counts = PairCounts(log.domain_rule.names, log.tasks)
+    for part, numbers in enumerate(rows):
+        counts.add(np.full(len(numbers), part), log.domain[numbers], log.label[numbers])
+    return counts.warnings()
 
 
 def _users(log: RawLog, rows: np.ndarray) -> np.ndarray | None:

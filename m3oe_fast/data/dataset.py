@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from m3oe_fast.data.batch import Batch
+from m3oe_fast.data.checks import check_columns, check_values
 from m3oe_fast.data.encode import Encoder
 from m3oe_fast.data.schema import Schema
-from m3oe_fast.data.store import DATASET, ENCODER, PARTS, check, read_json, read_part
-from m3oe_fast.errors import DataError
+from m3oe_fast.data.store import DATASET, ENCODER, PARTS, Columns, PartFile, check, read_json
+from m3oe_fast.data.table import Copy, Table, joined, stacked
 
+CHECK_ROWS = 1 << 18  # values checked at a time, to bound the memory it takes
 MAX_SHOWN = 8  # domains with a column of their own in the summary
 
 
@@ -22,64 +27,105 @@ class Part:
     """The N rows of train, val or test, in stored order.
 
     Args:
-        columns: the columns of a part's file (see ``store``), usually memory-mapped.
+        columns: the columns of each segment of a part's file (see ``store``), or those of its only one.
         schema: what they must fit.
         where: the file, for messages.
+        copy: how to copy consecutive rows of a column; for mapped files ``PartFile.copyto``.
 
     Raises:
         DataError: a column is missing, or a value lies outside the schema (rows counted from 0).
     """
 
-    def __init__(self, columns: dict[str, np.ndarray], schema: Schema, where: str) -> None:
-        names = [f"id:{field}" for field in schema.fields]
-        wanted = {*names, "domain", "label", *(["dense"] if schema.dense else [])}
-        if wanted - columns.keys():
-            lacking = ", ".join(sorted(wanted - columns.keys()))
-            raise DataError(f"{where}: lacks the columns {lacking}; prepare the log again")
-        self._ids = [columns[name] for name in names]
-        self.domain: np.ndarray = columns["domain"]
-        self.label: np.ndarray = columns["label"]
-        self._dense = columns["dense"] if schema.dense else np.empty((len(self), 0), np.float32)
-        for name, ids, size in zip(schema.fields, self._ids, schema.vocab_sizes, strict=True):
-            _refuse(ids >= size, ids, where, name, f"beyond the vocabulary of {size} ids")
-        size = len(schema.domains)
-        _refuse(self.domain >= size, self.domain, where, "domain", f"out of range, {size} domains")
-        for place, name in enumerate(schema.dense):
-            column = self._dense[:, place]
-            _refuse(~np.isfinite(column), column, where, name, "not finite")
-        for place, name in enumerate(schema.tasks):
-            column = self.label[:, place]
-            wrong = ~(np.isnan(column) | (column == 0) | (column == 1))
-            _refuse(wrong, column, where, name, "neither 0 nor 1 nor missing")
+    def __init__(
+        self, columns: Columns | Sequence[Columns], schema: Schema, where: str, copy: Copy = np.copyto
+    ) -> None:
+        segments = [columns] if isinstance(columns, dict) else list(columns)
+        for segment in segments:
+            check_columns(segment, schema, where)
+        self._segments = [Table.of(segment, schema) for segment in segments]
+        self._starts = [0, *accumulate(map(len, self._segments))]
+        self._users = [segment["user"] for segment in segments] if "user" in segments[0] else None
+        self._copy = copy
+        for start in range(0, len(self), CHECK_ROWS):
+            check_values(self.read([(start, min(start + CHECK_ROWS, len(self)))]), start, schema, where)
 
     def __len__(self) -> int:
-        return len(self.domain)
+        return self._starts[-1]
+
+    @cached_property
+    def domain(self) -> np.ndarray:
+        """The domain of each row, unsigned [N]. For a large file read batches instead."""
+        return _whole([segment.domain for segment in self._segments])
+
+    @cached_property
+    def label(self) -> np.ndarray:
+        """The labels of each row, float32 [N,T]. For a large file read batches instead."""
+        return _whole([segment.label for segment in self._segments])
+
+    def users(self, start: int, stop: int) -> np.ndarray | None:
+        """Whom the rows start .. stop-1 are about, int64, -1 unknown; None where the log tells of nobody."""
+        if self._users is None:
+            return None
+        views = [self._users[number][first:last] for number, first, last in self._spans(start, stop)]
+        return stacked(views or [self._users[0][:0]], self._copy)
 
     def permutation(self, seed: int, epoch: int) -> np.ndarray:
         """The N row numbers, int64, in an order that (seed, epoch), both >= 0, alone decide."""
         return np.random.default_rng([seed, epoch]).permutation(len(self))
 
     def take(self, rows: np.ndarray) -> Batch:
-        """The rows numbered ``rows`` (int [B], in any order) as a batch of its own memory."""
-        return self._gather(rows, len(rows))
+        """The rows numbered ``rows`` (int [B], in any order) as a batch of its own memory.
+
+        Reads through the mapping of the file: its pages that hold these rows stay in memory.
+        """
+        if len(self._segments) == 1:
+            return self._segments[0].take(rows).to_batch()
+        return self._take_across(rows).to_batch()
+
+    def read(self, ranges: Iterable[tuple[int, int]]) -> Table:
+        """The rows start .. stop-1 of each (start, stop), range after range, in memory of their own.
+
+        Reads past the mapping: nothing else of the file becomes resident.
+        """
+        spans = [span for start, stop in ranges for span in self._spans(start, stop)]
+        pieces = [self._segments[number].rows(first, last) for number, first, last in spans]
+        return joined(pieces or [self._segments[0].rows(0, 0)], self._copy)
 
     def batches(self, batch_size: int, order: np.ndarray | None = None) -> Iterator[Batch]:
-        """The rows ``order`` (int [n]; None: all, as stored) in batches; the last may be short."""
+        """The rows ``order`` (int [n]; None: all, as stored) in batches; the last may be short.
+
+        In stored order memory holds no more than the batch, however large the file.
+        """
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size} must be at least 1")
         total = len(self) if order is None else len(order)
         for start in range(0, total, batch_size):
             stop = min(start + batch_size, total)
-            rows = slice(start, stop) if order is None else order[start:stop]
-            yield self._gather(rows, stop - start)
+            yield self.read([(start, stop)]).to_batch() if order is None else self.take(order[start:stop])
 
-    def _gather(self, rows: np.ndarray | slice, size: int) -> Batch:
-        ids = np.empty((size, len(self._ids)), np.int32)
-        for place, column in enumerate(self._ids):
-            ids[:, place] = column[rows]
-        # np.array copies: a slice is a read-only view of the file, which torch cannot hold.
-        dense, label = np.array(self._dense[rows]), np.array(self.label[rows])
-        return Batch.from_numpy(ids, dense, self.domain[rows].astype(np.int64), label)
+    def _spans(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """Where the rows start .. stop-1 lie: the number of a segment, and the first and the end of them in it."""
+        for number in range(max(bisect_right(self._starts, start) - 1, 0), len(self._segments)):
+            low, high = self._starts[number : number + 2]
+            if low >= stop:
+                break
+            if max(start, low) < min(stop, high):
+                yield number, max(start, low) - low, min(stop, high) - low
+
+    def _take_across(self, rows: np.ndarray) -> Table:
+        """``take`` from several segments: what each of them has, and then all in the order asked for."""
+        if len(rows) and not (rows.min() >= 0 and rows.max() < len(self)):
+            raise IndexError(f"rows {rows.min()} .. {rows.max()} of {len(self)}")
+        number = np.searchsorted(self._starts, rows, side="right") - 1
+        order = np.argsort(number, kind="stable")
+        bounds = np.searchsorted(number[order], np.arange(len(self._segments) + 1)).tolist()
+        pieces = [
+            segment.take(rows[order[first:last]] - start)
+            for segment, start, (first, last) in zip(self._segments, self._starts, pairwise(bounds), strict=False)
+        ]
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        return joined(pieces).take(place)
 
 
 @dataclass(frozen=True)
@@ -150,10 +196,14 @@ def open_dataset(folder: Path) -> Dataset:
     check(folder)
     facts = read_json(folder / DATASET)
     encoder = Encoder.from_dict(read_json(folder / ENCODER))
-    paths = {part: folder / f"{part}.arrow" for part in PARTS}
-    parts = {part: Part(read_part(path), encoder.schema, str(path)) for part, path in paths.items()}
+    parts = {part: _open_part(folder / f"{part}.arrow", encoder.schema) for part in PARTS}
     facts["warnings"] = tuple(facts["warnings"])
     return Dataset(**facts, **parts, schema=encoder.schema, encoder=encoder, folder=folder)
+
+
+def _open_part(path: Path, schema: Schema) -> Part:
+    file = PartFile(path)
+    return Part(file.segments, schema, str(path), file.copyto)
 
 
 def _cells(count: dict[str, Any], shown: tuple[str, ...]) -> list[str]:
@@ -166,7 +216,5 @@ def _number(value: int | None) -> str:
     return "-" if value is None else f"{value:,}"
 
 
-def _refuse(wrong: np.ndarray, values: np.ndarray, where: str, name: str, fault: str) -> None:
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        raise DataError(f"{where}, row {row}, field {name}: {values[row]} is {fault}; prepare the log again")
+def _whole(columns: list[np.ndarray]) -> np.ndarray:
+    return columns[0] if len(columns) == 1 else np.concatenate(columns)
