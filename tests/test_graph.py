@@ -71,7 +71,7 @@ def simulated(monkeypatch):
         return made[-1]
 
     monkeypatch.setattr(graph, "CudaCapture", make)
-    monkeypatch.setattr(graph, "is_used", lambda options, device, backend: options.cuda_graph != "off")
+    monkeypatch.setattr(graph, "is_used", lambda options, device, backend, bags: options.cuda_graph != "off")
     return made
 
 
@@ -111,17 +111,20 @@ def test_every_captured_batch_has_the_same_rows_and_the_short_one_is_filled_up(s
     sizes = []
     loss = trainer.model.loss
 
-    def spy(ids, dense, domain, label):
+    def spy(ids, dense, domain, label, *rest):
         real = int((~label.isnan().all(dim=1)).sum())
         sizes.append((trainer.model.alpha_domain.requires_grad, len(domain), real))
-        return loss(ids, dense, domain, label)
+        return loss(ids, dense, domain, label, *rest)
 
     trainer.model.loss = spy
     trainer.fit()
     assert {rows for is_outer, rows, _ in sizes if not is_outer} == {64}
-    assert {rows for is_outer, rows, _ in sizes if is_outer} == {25}  # all the outer rows there are
-    # 475 = 7 * 64 + 27; a real row may happen to have no label either.
-    assert all(20 <= real <= 27 for _, _, real in [s for s in sizes if not s[0]][7::8])
+    held_out = int(trainer.held_out.mask.sum())
+    assert {rows for is_outer, rows, _ in sizes if is_outer} == {held_out}  # all the outer rows there are
+    short = (500 - held_out) % 64
+    assert 0 < short < 64
+    # A real row may happen to have no label either.
+    assert all(0.7 * short <= real <= short for _, _, real in [s for s in sizes if not s[0]][7::8])
 
 
 def test_the_log_may_be_shorter_than_a_batch(simulated):
@@ -134,15 +137,15 @@ def test_the_log_may_be_shorter_than_a_batch(simulated):
 def test_the_loss_of_an_epoch_counts_real_rows_only(simulated):
     trainer = make_trainer(GRAPHED)
     with trainer.optimizers.training(), trainer.steps.running():
-        trainer.steps.begin_epoch()
+        trainer.steps.begin_epoch(0.0)
         total = 0.0
         for rows in (64, 64, 64, 64, 7, 64, 1):
             batch = trainer.dataset.train.take(np.arange(rows))
             with torch.no_grad():
                 total += rows * trainer.model.loss(*batch).item()
-            trainer.steps.inner(batch)
+            trainer.steps.inner([batch])
             assert trainer.steps.loss_sum() == pytest.approx(total, rel=1e-5)
-        trainer.steps.begin_epoch()
+        trainer.steps.begin_epoch(0.0)
         assert trainer.steps.loss_sum() == 0
 
 
@@ -195,18 +198,18 @@ def test_nothing_moves_between_a_capture_and_the_last_replay(simulated, tmp_path
 
 def test_a_new_rate_holds_from_the_next_replay(simulated):
     trainer = make_trainer(GRAPHED)
-    inner, outer = (trainer.dataset.train.take(np.arange(rows)) for rows in (64, 25))
+    inner, outer = (trainer.dataset.train.take(np.arange(rows)) for rows in (64, trainer.held_out.batch_rows))
     network, fusion = (o.param_groups[0]["lr"] for o in (trainer.optimizers.network, trainer.optimizers.fusion))
     with trainer.optimizers.training(), trainer.steps.running():
         for _ in range(WARM_UP + 2):
-            trainer.steps.inner(inner)
-            trainer.steps.outer(outer)
+            trainer.steps.inner([inner])
+            trainer.steps.outer(outer, inner)
         for rates, moves in (((0.0, 0.0), (False, False)), ((0.5, 0.0), (True, False)), ((0.0, 0.5), (False, True))):
             for rate, value in zip((network, fusion), rates, strict=True):
                 rate.fill_(value)
             before = bits(trainer.model)
-            trainer.steps.inner(inner)
-            trainer.steps.outer(outer)
+            trainer.steps.inner([inner])
+            trainer.steps.outer(outer, inner)
             after = bits(trainer.model)
             moved = tuple(not torch.equal(before[name], after[name]) for name in ("embedding", "alpha_task"))
             assert moved == moves
@@ -240,12 +243,12 @@ def test_a_step_is_warmed_up_captured_and_replayed_and_every_call_is_a_step():
 
 def test_a_shorter_batch_leaves_no_row_of_a_longer_one():
     static = StaticBatch(8, make_model().config, CPU)
-    kept = [tensor.data_ptr() for tensor in static.batch]
+    kept = [tensor.data_ptr() for tensor in static.batch[:4]]
     part = make_dataset().train
     static.fill(part.take(np.arange(8)))
     batch = part.take(np.arange(10, 13))
     static.fill(batch)
-    for own, new in zip(static.batch, batch, strict=True):
+    for own, new in zip(static.batch[:4], batch[:4], strict=True):
         assert own.dtype == new.dtype
         torch.testing.assert_close(own[:3], new, rtol=0, atol=0, equal_nan=True)
     assert not static.batch.ids[3:].any()
@@ -253,14 +256,14 @@ def test_a_shorter_batch_leaves_no_row_of_a_longer_one():
     assert not static.batch.domain[3:].any()
     assert static.batch.label[3:].isnan().all()
     assert static.rows.item() == 3
-    assert [tensor.data_ptr() for tensor in static.batch] == kept
+    assert [tensor.data_ptr() for tensor in static.batch[:4]] == kept
 
 
 def test_a_batch_may_lack_ids_and_dense_columns_but_not_be_too_long():
     config = dataclasses.replace(make_model().config, vocab_sizes=(), num_dense=1)
     static = StaticBatch(2, config, CPU)
     batch = Batch(torch.zeros((3, 0), dtype=torch.int32), torch.ones(3, 1), torch.zeros(3).long(), torch.ones(3, 2))
-    static.fill(Batch(*(tensor[:1] for tensor in batch)))
+    static.fill(Batch(*(tensor[:1] for tensor in batch[:4])))
     assert static.batch.dense.tolist() == [[1], [0]]
     with pytest.raises(ValueError, match="a batch of 3 rows does not fit a step captured for 2"):
         static.fill(batch)
@@ -349,6 +352,27 @@ def test_each_reason_is_given(device, backend, embedding_optimizer, reason):
     notice = graph.notice(auto, device, backend)
     assert notice is None if device == CPU else reason in notice
     assert graph.notice(off, device, backend) is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "bags", "reason"),
+    [
+        ({"accumulate": 2}, False, "accumulate is 2"),
+        ({"bilevel": "unrolled"}, False, "bilevel is unrolled"),
+        ({"bilevel": "implicit"}, False, "bilevel is implicit"),
+        ({}, True, "the log has multi-hot fields"),
+    ],
+)
+def test_what_has_no_fixed_shape_or_looks_at_values_is_not_captured(changed, bags, reason):
+    (given,) = graph.reasons_against(TrainOptions(**changed), GPU, "triton", bags)
+    assert given.startswith(reason)
+
+
+def test_rows_have_their_weights_in_a_captured_batch_and_those_that_fill_up_none():
+    static = StaticBatch(4, make_model().config, CPU, weighted=True)
+    batch = make_dataset().train.take(np.arange(3))._replace(row_weight=torch.tensor([1.0, 2.0, 3.0]))
+    static.fill(batch)
+    assert static.batch.row_weight.tolist() == [1.0, 2.0, 3.0, 0.0]
 
 
 def test_on_names_every_reason():

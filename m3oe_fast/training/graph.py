@@ -16,6 +16,7 @@ import torch
 from m3oe_fast.config import M3oEConfig
 from m3oe_fast.data.batch import Batch
 from m3oe_fast.errors import ConfigError
+from m3oe_fast.training.bilevel import HIGHER_ORDER
 from m3oe_fast.training.evaluation import pinned
 from m3oe_fast.training.optimizers import Optimizers
 from m3oe_fast.training.options import TrainOptions
@@ -25,7 +26,7 @@ WARM_UP = 3
 capture must find there."""
 
 
-def reasons_against(options: TrainOptions, device: torch.device, backend: str) -> list[str]:
+def reasons_against(options: TrainOptions, device: torch.device, backend: str, bags: bool = False) -> list[str]:
     """Why the steps of a run cannot be captured; empty if they can."""
     reasons = []
     if device.type != "cuda":
@@ -36,10 +37,16 @@ def reasons_against(options: TrainOptions, device: torch.device, backend: str) -
         reasons.append(
             f"embedding_optimizer is {options.embedding_optimizer}, whose gradient has another size in every step"
         )
+    if options.accumulate > 1:
+        reasons.append(f"accumulate is {options.accumulate}, and a graph holds a step of one batch")
+    if options.bilevel in HIGHER_ORDER:
+        reasons.append(f"bilevel is {options.bilevel}, which looks at norms between its gradients")
+    if bags:
+        reasons.append("the log has multi-hot fields, and their batches have no fixed size")
     return reasons
 
 
-def is_used(options: TrainOptions, device: torch.device, backend: str) -> bool:
+def is_used(options: TrainOptions, device: torch.device, backend: str, bags: bool = False) -> bool:
     """Whether a model on ``device``, served by ``backend``, trains in CUDA graphs.
 
     Raises:
@@ -47,17 +54,17 @@ def is_used(options: TrainOptions, device: torch.device, backend: str) -> bool:
     """
     if options.cuda_graph == "off":
         return False
-    reasons = reasons_against(options, device, backend)
+    reasons = reasons_against(options, device, backend, bags)
     if reasons and options.cuda_graph == "on":
         raise ConfigError(f"cuda_graph on is impossible here: {'; '.join(reasons)}")
     return not reasons
 
 
-def notice(options: TrainOptions, device: torch.device, backend: str) -> str | None:
+def notice(options: TrainOptions, device: torch.device, backend: str, bags: bool = False) -> str | None:
     """What to tell a user who may expect graphs and gets none; None on a CPU, where nobody does."""
     if options.cuda_graph != "auto" or device.type == "cpu":
         return None
-    reasons = reasons_against(options, device, backend)
+    reasons = reasons_against(options, device, backend, bags)
     return f"steps run without a CUDA graph: {'; '.join(reasons)}" if reasons else None
 
 
@@ -107,18 +114,20 @@ class StaticBatch:
         size: rows B, at least 1.
         config: F, C and T.
         device: where it lies.
+        weighted: whether its rows have weights.
 
     Attributes:
-        batch: ids [B,F], dense [B,C], domain [B], label [B,T]; always the same tensors.
+        batch: ids [B,F], dense [B,C], domain [B], label [B,T], and row_weight [B]; always the same tensors.
         rows: float64 scalar on the device, how many rows are real.
     """
 
-    def __init__(self, size: int, config: M3oEConfig, device: torch.device) -> None:
+    def __init__(self, size: int, config: M3oEConfig, device: torch.device, weighted: bool = False) -> None:
         self.batch = Batch(
             torch.zeros((size, len(config.vocab_sizes)), dtype=torch.int32, device=device),
             torch.zeros((size, config.num_dense), dtype=torch.float32, device=device),
             torch.zeros((size,), dtype=torch.int64, device=device),
             torch.full((size, config.num_tasks), torch.nan, dtype=torch.float32, device=device),
+            torch.zeros((size,), dtype=torch.float32, device=device) if weighted else None,
         )
         self.rows = torch.zeros((), dtype=torch.float64, device=device)
 
@@ -131,10 +140,11 @@ class StaticBatch:
         rows, size = len(batch.domain), len(self.batch.domain)
         if rows > size:
             raise ValueError(f"a batch of {rows} rows does not fit a step captured for {size}")
-        for own, new in zip(self.batch, pinned(batch, self.rows.device), strict=True):
+        columns = 4 if self.batch.row_weight is None else 5
+        for own, new in zip(self.batch[:columns], pinned(batch, self.rows.device)[:columns], strict=True):
             own[:rows].copy_(new, non_blocking=True)
         if rows < size:
-            for own, value in zip(self.batch, (0, 0, 0, torch.nan), strict=True):
+            for own, value in zip(self.batch[:columns], (0, 0, 0, torch.nan, 0)[:columns], strict=True):
                 own[rows:].fill_(value)
         self.rows.fill_(rows)
 

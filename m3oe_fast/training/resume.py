@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from m3oe_fast import checkpoint
-from m3oe_fast.errors import CheckpointError
-from m3oe_fast.training.run_folder import BEST, LAST, RunFolder, root_of
+from m3oe_fast.errors import CheckpointError, ConfigError
+from m3oe_fast.training.run_folder import BEST, CHECKPOINTS, LAST, RunFolder, root_of
 
-STATE_FORMAT = 2
+STATE_FORMAT = 3
 
 
 def continues(run: RunFolder, resume: str | os.PathLike[str] | None) -> bool:
@@ -24,10 +24,28 @@ def continues(run: RunFolder, resume: str | os.PathLike[str] | None) -> bool:
     return root is not None and root.resolve() == run.root.resolve()
 
 
+def find(run: RunFolder | None, resume: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint that ``resume`` (last, best or a path) names and its content, None if there is none yet.
+
+    Raises:
+        ConfigError: best of no run folder.
+        CheckpointError: it is missing or damaged.
+    """
+    if resume == BEST:
+        if run is None:
+            raise ConfigError("resume best needs the run folder that holds it: name it with out")
+        return read_state(run.checkpoint(BEST))
+    if resume == LAST:
+        return None if run is None else newest(run)
+    if os.path.isdir(Path(resume) / CHECKPOINTS) and (found := newest(RunFolder(resume))):
+        return found
+    return read_state(Path(resume))
+
+
 def newest(run: RunFolder) -> tuple[Path, dict[str, Any]] | None:
     """The latest state of a run: ``best`` if it was killed after writing that, else ``last``."""
     found = [read_state(run.checkpoint(name)) for name in (LAST, BEST) if run.holds(name)]
-    return max(found, key=lambda item: epochs_in(item[1]), default=None)
+    return max(found, key=lambda item: position_in(item[1]), default=None)
 
 
 def read_state(path: Path) -> tuple[Path, dict[str, Any]]:
@@ -42,17 +60,18 @@ def read_state(path: Path) -> tuple[Path, dict[str, Any]]:
         raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror or error}") from error
 
 
-def epochs_behind(run: RunFolder, name: str) -> int:
-    """Finished epochs behind the checkpoint ``last`` or ``best`` of a run, 0 if it is missing or damaged."""
+def position_behind(run: RunFolder, name: str) -> tuple[int, int]:
+    """`position_in` the checkpoint ``last`` or ``best`` of a run, (0, 0) if it is missing or damaged."""
     try:
-        return epochs_in(read_state(run.checkpoint(name))[1])
+        return position_in(read_state(run.checkpoint(name))[1])
     except CheckpointError:
-        return 0
+        return 0, 0
 
 
-def epochs_in(content: Mapping[str, Any]) -> int:
-    """Finished epochs behind a checkpoint's training state."""
-    return len((content["trainer"] or {}).get("history", ()))
+def position_in(content: Mapping[str, Any]) -> tuple[int, int]:
+    """Finished epochs behind a checkpoint's training state, and finished steps of the next one."""
+    state = content["trainer"] or {}
+    return len(state.get("history", ())), (state.get("partial") or {}).get("step", 0)
 
 
 def check_same(

@@ -2,8 +2,12 @@
 
     config.yaml             the resolved options, to read and to give to --config
     metrics.csv             one row per finished epoch
+    metrics.jsonl           the same with everything, one JSON object on each line
+    fusion.csv              the fusion weights, one row for each of their steps and each epoch
     metrics.json            the final result, strict JSON (an undefined value is null)
+    profile.json            where the time went, if asked for
     checkpoints/last, best  model.pt with everything to score rows and to go on training
+    checkpoints/epoch-N     the same behind epoch N, if more than the last one is kept
 
 Every file is replaced in one piece, so a reader, or a run that is killed, never leaves or sees half
 of one.
@@ -17,6 +21,7 @@ import io
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -45,7 +50,10 @@ class RunFolder:
         self.root = Path(root)
         self.config = self.root / "config.yaml"
         self.history = self.root / "metrics.csv"
+        self.records = self.root / "metrics.jsonl"
+        self.fusion = self.root / "fusion.csv"
         self.metrics = self.root / "metrics.json"
+        self.profile = self.root / "profile.json"
 
     def checkpoint(self, name: str) -> Path:
         """Folder of the checkpoint ``last`` or ``best``."""
@@ -91,21 +99,43 @@ class RunFolder:
         """Write config.yaml; a later ``--config`` reads the same options back."""
         write_text(self.config, yaml.safe_dump(dict(resolved), sort_keys=False, allow_unicode=True))
 
-    def write_history(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write metrics.csv; the columns are the keys of the first row, None is an empty cell."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_text(self.history, text.getvalue())
+    def write_history(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        records: Sequence[Mapping[str, Any]],
+        fusion: Sequence[Mapping[str, Any]],
+    ) -> None:
+        """Write metrics.csv, metrics.jsonl and fusion.csv; a file that holds this already is left alone.
 
-    def epochs_in_history(self) -> int:
-        """Rows of metrics.csv, 0 where there is none that can be read."""
-        try:
-            with self.history.open(newline="", encoding="utf-8") as stream:
-                return sum(1 for _ in csv.DictReader(stream))
-        except (OSError, ValueError, csv.Error):
-            return 0
+        Args:
+            rows, fusion: the columns are the keys of the first row; None is an empty cell.
+            records: plain JSON types.
+        """
+        lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
+        for path, text in (
+            (self.history, _csv(rows)),
+            (self.records, lines),
+            (self.fusion, _csv(fusion)),
+        ):
+            if _read(path) != text:
+                write_text(path, text)
+
+    def keep_epoch(self, epoch: int, count: int) -> None:
+        """Keep the present ``last`` as the checkpoint of ``epoch``, and of all epochs the newest ``count``.
+
+        With a count of 1 there are none beside ``last``.
+        """
+        folder = self.root / CHECKPOINTS
+        if count > 1:
+            _link(self.checkpoint(LAST) / FILE_NAME, folder / f"epoch-{epoch}" / FILE_NAME)
+        for old in folder.glob("epoch-*"):
+            number = old.name.removeprefix("epoch-")
+            if number.isdecimal() and (count == 1 or not epoch - count < int(number) <= epoch):
+                shutil.rmtree(old, ignore_errors=True)
+
+    def write_profile(self, profile: Mapping[str, Any]) -> None:
+        """Write profile.json."""
+        write_text(self.profile, json.dumps(profile, indent=2, allow_nan=False) + "\n")
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Write metrics.json.
@@ -145,6 +175,35 @@ def reserve_default(data: str, now: datetime) -> Path:
             root, number = Path("runs") / f"{stem}-{number}", number + 1
         except OSError as error:
             raise _unwritable(root, error) from error
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file, which is replaced and never changed, a second name; a copy where the disk has no hard links."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+        os.replace(temporary, target)
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
 
 
 def _unwritable(root: Path, error: OSError) -> ConfigError:

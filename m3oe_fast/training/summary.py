@@ -51,7 +51,7 @@ def metrics_of(
 
 def config_of(model: M3oE, data: Dataset, options: TrainOptions, out: str) -> dict[str, Any]:
     """The content of config.yaml for a run from Python: what the command needs to do the same."""
-    of_data = ("vocab_sizes", "num_dense", "num_domains", "num_tasks")
+    of_data = ("vocab_sizes", "num_dense", "num_domains", "num_tasks", "bag_vocab_sizes", "bag_pooling")
     sizes = {k: v for k, v in model.config.to_dict().items() if k not in of_data}
     return {
         "data": f"prepared:{data.folder}",

@@ -1,10 +1,11 @@
 """The training loop: two levels, early stopping on validation AUC, exact resume.
 
-Inner level: Adam or AdamW, and for the embedding table an optimizer of its own if asked for, move
+Inner level: Adam or AdamW, and for the embedding tables an optimizer of its own if asked for, move
 ``model.network_parameters()`` on the training rows. Outer level: the fusion weights have an Adam of
-their own and move only in outer steps (bi-level optimisation: M3oE, SIGIR 2024, section 2.6).
-Everything random is a function of (seed, epoch), and the state behind every finished epoch is
-written whole, so a run that was stopped and resumed ends with the same bits as one that was not.
+their own and move in steps of their own (bi-level optimisation: M3oE, SIGIR 2024, section 2.6), or in
+mode joint along with the network. Everything random is a function of (seed, epoch), and the whole
+state is written between two steps: a run that was killed and resumed ends with the same bits as one
+that was not.
 """
 
 from __future__ import annotations
@@ -13,35 +14,48 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from m3oe_fast.data.batch import Batch
 from m3oe_fast.data.dataset import Dataset
+from m3oe_fast.data.reader import Reader
 from m3oe_fast.errors import ConfigError, DataError
 from m3oe_fast.metrics import Scores
 from m3oe_fast.model import M3oE
-from m3oe_fast.training import graph
+from m3oe_fast.training import bilevel, graph
 from m3oe_fast.training.console import ConsoleDisplay, Display
 from m3oe_fast.training.evaluation import device_of, evaluate, unscored
-from m3oe_fast.training.history import Epoch, Progress, Stopper
+from m3oe_fast.training.held_out import HeldOut
+from m3oe_fast.training.history import Epoch, Partial, Progress, Stopper, flat_fusion
+from m3oe_fast.training.interrupt import Interrupt
+from m3oe_fast.training.loggers import Logger, make_loggers
 from m3oe_fast.training.optimizers import Optimizers
 from m3oe_fast.training.options import TrainOptions
-from m3oe_fast.training.report import config_of, metrics_of
-from m3oe_fast.training.resume import STATE_FORMAT, check_same, continues, epochs_behind, newest, read_state, short
-from m3oe_fast.training.run_folder import BEST, CHECKPOINTS, LAST, RunFolder
+from m3oe_fast.training.profile import Stopwatch
+from m3oe_fast.training.resume import STATE_FORMAT, check_same, continues, find, position_behind, short
+from m3oe_fast.training.run_folder import BEST, LAST, RunFolder
+from m3oe_fast.training.schedule import rate_factor
 from m3oe_fast.training.steps import EagerSteps, GraphedSteps, Steps
+from m3oe_fast.training.summary import config_of, metrics_of
+from m3oe_fast.training.weighting import LossWeighting
 
 Ended = Literal["epochs", "patience", "interrupted"]
 
+WHOLE_ROWS = 1 << 23
+"""Training rows that are shuffled as a whole unless ``shuffle_window`` says otherwise."""
+WINDOW_ROWS = 1 << 20
 
-_OUTER_STREAM = 0x6F75746572  # keeps the draws of the outer level apart from the permutations of the inner one
-_FREE_TO_CHANGE = {"epochs", "patience", "cuda_graph"}
+_FREE_TO_CHANGE = {
+    *("epochs", "patience", "cuda_graph", "prefetch", "checkpoint_every", "keep_last", "logger", "profile")
+}
+_BEFORE_THE_STEP = ("first_order", "unrolled")
 
 
 @dataclass(frozen=True)
@@ -64,6 +78,10 @@ class Result:
     metrics: dict[str, Any]
 
 
+class _Interrupted(Exception):
+    """The run ends between two steps, as asked for; its state is written."""
+
+
 class Trainer:
     """Trains ``model`` on ``dataset``.
 
@@ -80,7 +98,7 @@ class Trainer:
             elsewhere. ``Display()`` is silent.
 
     Raises:
-        ConfigError: the model and the dataset do not fit together, or ``cuda_graph`` is on and cannot be.
+        ConfigError: the model and the dataset do not fit together, or options ask for what cannot be had here.
         DataError: a part of the dataset is empty.
     """
 
@@ -96,48 +114,71 @@ class Trainer:
     ) -> None:
         self.model = model
         self.dataset = dataset
-        self.options = options or TrainOptions()
+        self.options = options = options or TrainOptions()
         self.run = None if out is None else RunFolder(out)
         self.resolved = resolved
         self.display = ConsoleDisplay() if display is None else display
+        self.clock = Stopwatch()
         _check_fit(model, dataset)
+        if self.run is None and (options.logger or options.profile):
+            raise ConfigError("logger and profile write into the run folder: name one with out, or leave them out")
         model.encoder = dataset.encoder
         self.progress = Progress()
-        self._written = 0
-        self._plan_rows()
-        graphed = graph.is_used(self.options, device_of(model), model.backend_name)
-        self.optimizers = Optimizers(model, self.options, tensor_lr=graphed)
+        self._written = (0, 0)
+        self._loggers: list[Logger] = []
+        self._interrupt = Interrupt()
+        self.held_out = HeldOut(dataset.train, options, dataset.name)
+        self.reader = self._make_reader()
+        self.steps_per_epoch = math.ceil(self.reader.steps_per_epoch / options.accumulate)
+        device = device_of(model)
+        schema = dataset.schema
+        self.weighting = LossWeighting(options, schema.domains, schema.tasks).to(model.embedding.device)
+        graphed = graph.is_used(options, device, model.backend_name, bool(schema.bags))
+        self.optimizers = Optimizers(model, options, extra=list(self.weighting.parameters()), tensor_lr=graphed)
         self.steps = self._make_steps(graphed)
 
-    def _plan_rows(self) -> None:
-        """Decide which training rows the outer level owns, and how many steps an epoch has."""
-        options, rows = self.options, len(self.dataset.train)
-        self.outer_rows: np.ndarray | None = None
-        self._is_inner = np.ones(rows, dtype=bool)
-        if options.bilevel == "alternating":
-            if rows < 2:
-                raise DataError(f"the training part of {self.dataset.name} has one row; use bilevel off")
-            count = min(max(1, round(options.outer_fraction * rows)), rows - 1)
-            self.outer_rows = np.sort(_draws(options.seed, 0).permutation(rows)[:count])
-            self._is_inner[self.outer_rows] = False
-        self.inner_rows = int(self._is_inner.sum())
-        self.steps_per_epoch = math.ceil(self.inner_rows / options.batch_size)
-        of_outer = rows if self.outer_rows is None else len(self.outer_rows)
-        self._outer_size = min(options.batch_size, of_outer)
+    def _make_reader(self) -> Reader:
+        options, train = self.options, self.dataset.train
+        window = options.shuffle_window or (0 if len(train) <= WHOLE_ROWS else WINDOW_ROWS)
+        return Reader(
+            train,
+            options.batch_size,
+            options.seed,
+            skip=self.held_out.mask,
+            window=window,
+            prefetch=options.prefetch,
+            pin=self.model.embedding.is_cuda,
+        )
 
     def _make_steps(self, graphed: bool) -> Steps:
         if not graphed:
-            return EagerSteps(self.model, self.optimizers)
+            return EagerSteps(self.model, self.optimizers, self.weighting, self.options)
         capture = graph.CudaCapture(self.optimizers, device_of(self.model))
         inner_size = min(self.options.batch_size, self.inner_rows)
-        return GraphedSteps(self.model, self.optimizers, capture, inner_size, self._outer_size)
+        return GraphedSteps(
+            self.model,
+            self.optimizers,
+            self.weighting,
+            capture,
+            inner_size,
+            self.held_out.batch_rows,
+            self.dataset.schema.weighted,
+        )
+
+    @property
+    def inner_rows(self) -> int:
+        """Rows of an epoch: the training rows that are not held out."""
+        return self.reader.rows
 
     @property
     def outer_steps(self) -> int:
-        """Outer steps that the run will have done if no early stop ends it."""
+        """Steps of their own that the fusion weights will have done if no early stop ends the run."""
         options = self.options
-        if options.bilevel == "alternating":
-            return options.epochs * self.steps_per_epoch // options.outer_every
+        steps = options.epochs * self.steps_per_epoch
+        if options.bilevel in _BEFORE_THE_STEP:
+            return math.ceil(steps / options.outer_every)
+        if options.holds_out:
+            return steps // options.outer_every
         return options.epochs if options.bilevel == "published" else 0
 
     # The run ----------------------------------------------------------------------------------
@@ -145,8 +186,8 @@ class Trainer:
     def fit(self, resume: str | os.PathLike[str] | None = None) -> Result:
         """Train to the end, restore the best weights, measure them, and write the run folder.
 
-        Ctrl-C ends the run early in the same way: the result says "interrupted" and the run can be
-        resumed.
+        Ctrl-C, or SIGTERM, ends the run after the step it is in: the state is written, the result says
+        "interrupted", and the run can be resumed. A second one ends it at once.
 
         Args:
             resume: "last" or "best" of the run folder, or a path to a run folder or checkpoint.
@@ -179,13 +220,17 @@ class Trainer:
 
     def _warn(self) -> None:
         """Say what the options ask for and the run will not do."""
-        if text := graph.notice(self.options, device_of(self.model), self.model.backend_name):
+        options, model = self.options, self.model
+        if text := graph.notice(options, device_of(model), model.backend_name, bool(self.dataset.schema.bags)):
             self.display.message(text)
-        if self.optimizers.fusion is not None and not self.outer_steps:
+        if text := bilevel.warning(options.bilevel, model.config):
+            self.display.message(text)
+        own_steps = options.bilevel not in ("off", "joint")
+        if own_steps and not self.outer_steps:
             self.display.message(
-                f"warning: no outer step will be done, the fusion weights stay as they start: {self.options.epochs} "
-                f"epochs have {self.options.epochs * self.steps_per_epoch} steps, fewer than outer_every "
-                f"({self.options.outer_every})"
+                f"warning: no outer step will be done, the fusion weights stay as they start: {options.epochs} "
+                f"epochs have {options.epochs * self.steps_per_epoch} steps, fewer than outer_every "
+                f"({options.outer_every})"
             )
 
     def _ended(self) -> Ended | None:
@@ -195,33 +240,48 @@ class Trainer:
 
     def _train(self) -> Ended:
         """Run the epochs that are left; whatever happens, leave the best weights in the model."""
+        started = time.perf_counter()
         try:
-            with self.optimizers.training(), self.steps.running(), self.display:
+            with (
+                self._logging(),
+                self.optimizers.training(),
+                self.steps.running(),
+                self.display,
+                self._interrupt.listening(),
+            ):
                 while (ended := self._ended()) is None:
                     self._run_epoch()
             return ended
+        except _Interrupted:
+            return "interrupted"
         except KeyboardInterrupt:
-            if self._written < self.progress.epoch:
+            if self._written < (self.progress.epoch, 0):
                 self._write_epoch()
             return "interrupted"
         finally:
             if self.progress.best_weights is not None:
                 self.model.load_state_dict(self.progress.best_weights)
+            if self.options.profile and self.clock.seconds:
+                self.run.write_profile(self.clock.report(time.perf_counter() - started))
 
     def _run_epoch(self) -> None:
-        number = self.progress.epoch + 1
-        wall, cpu = time.perf_counter(), time.process_time()
-        self.display.begin_epoch(number, self.options.epochs, self.inner_rows)
-        train_loss = self._train_epoch(number)
+        number, partial = self.progress.epoch + 1, self.progress.partial
+        wall, cpu = time.perf_counter() - partial.seconds, time.process_time() - partial.cpu_seconds
+        self.display.begin_epoch(number, self.options.epochs, self.inner_rows, partial.rows)
+        train_loss = self._train_epoch(number, wall, cpu)
         if self.options.bilevel == "published":
-            self._outer_step(number - 1)
+            self._outer_step(number - 1, None)
         validation = time.perf_counter()
-        val = evaluate(self.model, self.dataset.val, self.dataset)
+        val = evaluate(self.model, self.dataset.val, self.dataset, self.clock)
         self.model.check_inputs()
         self._check_finite(number, val)
         now = time.perf_counter()
+        self._note_fusion()
+        step = number * self.steps_per_epoch
         record = Epoch(
             epoch=number,
+            step=step,
+            lr=self.options.lr * rate_factor(self.options, step - 1, self.steps_per_epoch),
             train_loss=train_loss,
             samples=self.inner_rows,
             seconds=now - wall,
@@ -233,30 +293,92 @@ class Trainer:
         stopper = self.progress.stopper.after(number, val.mean_auc)
         is_best = stopper.best_epoch == number
         best_weights = _copy(self.model.state_dict()) if is_best else self.progress.best_weights
-        self.progress = Progress((*self.progress.history, record), stopper, best_weights)
+        history = (*self.progress.history, record)
+        self.progress = Progress(history, stopper, best_weights, fusion=self.progress.fusion)
         self._write_epoch()
-        self.display.end_epoch(record, is_best)
+        with self.clock("log"):
+            for logger in self._loggers:
+                logger.epoch(record.to_record(), step)
+            self.display.end_epoch(record, is_best)
+        if self._interrupt.requested and self._ended() is None:
+            raise _Interrupted
 
-    def _train_epoch(self, number: int) -> float:
-        """One pass over the inner rows; returns the mean loss."""
-        options = self.options
-        order = self.dataset.train.permutation(options.seed, number)
-        order = order[self._is_inner[order]]
+    def _train_epoch(self, number: int, wall: float, cpu: float) -> float:
+        """The rest of one pass over the inner rows; returns the mean loss of the whole pass.
+
+        Args:
+            number: the epoch, from 1.
+            wall, cpu: when it would have begun, had it never been interrupted.
+        """
+        options, partial = self.options, self.progress.partial
+        step, rows = partial.step, partial.rows
+        before = (number - 1) * self.steps_per_epoch
         self.model.train()
-        self.steps.begin_epoch()
-        step = (number - 1) * self.steps_per_epoch
-        done = 0
-        for batch in self.dataset.train.batches(options.batch_size, order):
-            self.steps.inner(batch)
-            done += len(batch.domain)
+        self.steps.begin_epoch(partial.loss_sum)
+        batches = self.reader.epoch(number, step * options.accumulate)
+        for group in self.clock.each("read", _grouped(batches, options.accumulate)):
+            self._one_step(before + step, group)
+            rows += sum(len(batch.domain) for batch in group)
             step += 1
-            if options.bilevel == "alternating" and step % options.outer_every == 0:
-                self._outer_step(step // options.outer_every - 1)
-            self.display.advance(done, lambda done=done: self.steps.loss_sum() / done)
-        mean = self.steps.loss_sum() / done
+            with self.clock("display"):
+                self.display.advance(rows, lambda rows=rows: self.steps.loss_sum() / rows)
+            due = options.checkpoint_every and step % options.checkpoint_every == 0
+            if (due or self._interrupt.requested) and step < self.steps_per_epoch:
+                seconds, cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
+                partial = Partial(step, rows, self.steps.loss_sum(), seconds, cpu_seconds)
+                self.progress = dataclasses.replace(self.progress, partial=partial)
+                self._write_partial()
+                if self._interrupt.requested:
+                    raise _Interrupted
+        mean = self.steps.loss_sum() / rows
         if not math.isfinite(mean):
             raise self._diverged(number, f"the loss is {mean}")
         return mean
+
+    def _one_step(self, step: int, group: list[Batch]) -> None:
+        """Step number ``step`` (from 0) of the run, and the outer step that is due with it."""
+        options = self.options
+        if options.schedule != "constant" or step <= options.warmup:
+            self.optimizers.set_rate_factor(rate_factor(options, step, self.steps_per_epoch))
+        early = options.bilevel in _BEFORE_THE_STEP
+        if early and step % options.outer_every == 0:
+            self._outer_step(step // options.outer_every, group[0])
+            self._note_fusion(step)
+        with self.clock("step"):
+            self.steps.inner(group)
+        if early:
+            return
+        if options.holds_out and (step + 1) % options.outer_every == 0:
+            self._outer_step((step + 1) // options.outer_every - 1, group[0])
+            self._note_fusion(step + 1)
+        if options.bilevel == "joint" and (step + 1) % options.outer_every == 0:
+            self._note_fusion(step + 1)
+
+    def _outer_step(self, number: int, training: Batch | None) -> None:
+        """Move the fusion weights, and nothing else, on one batch of their rows.
+
+        Args:
+            number: outer steps so far; the batch is a function of it and the seed.
+            training: what the network is trained on, for the modes that look through its step.
+        """
+        with self.clock("read"):
+            held_out = self.held_out.batch(number)
+        with self.clock("outer"):
+            self.steps.outer(held_out, held_out if training is None else training)
+
+    def _note_fusion(self, step: int | None = None) -> None:
+        """Remember where the fusion weights stand after ``step`` steps of the run; None: at an epoch's end."""
+        number = self.progress.epoch + 1
+        at = number * self.steps_per_epoch if step is None else step
+        with self.clock("log"):
+            flat = self._flat_fusion()
+            self.progress.fusion.append([number, at, *flat.values()])
+            for logger in self._loggers:
+                logger.outer(at, flat)
+
+    def _flat_fusion(self) -> dict[str, float]:
+        schema = self.dataset.schema
+        return flat_fusion(self.model.fusion_values(), schema.domains, schema.tasks)
 
     def _check_finite(self, number: int, val: Scores) -> None:
         """The loss of an epoch tells nothing of its last step."""
@@ -270,56 +392,70 @@ class Trainer:
         own = "" if options.embedding_lr is None else f" or embedding_lr (now {options.embedding_lr:g})"
         return ConfigError(f"training diverged in epoch {number} ({how}): lower lr (now {options.lr:g}){own}")
 
-    def _outer_step(self, number: int) -> None:
-        """Move the fusion weights, and nothing else, on one batch of their rows.
-
-        Args:
-            number: outer steps so far; the batch is a function of it and the seed.
-        """
-        self.steps.outer(self.dataset.train.take(self._outer_batch(number)))
-
-    def _outer_batch(self, number: int) -> np.ndarray:
-        """Row numbers of an outer batch: shuffled passes over the held-out or all rows."""
-        rows = len(self.dataset.train) if self.outer_rows is None else len(self.outer_rows)
-        size = self._outer_size
-        turn, position = divmod(number, rows // size)
-        picked = _draws(self.options.seed, 1 + turn).permutation(rows)[position * size : (position + 1) * size]
-        return picked if self.outer_rows is None else self.outer_rows[picked]
-
     def _measure(self, ended: Ended) -> Result:
         best_epoch = self.progress.stopper.best_epoch
         parts = (self.dataset.val, self.dataset.test)
         if best_epoch:
             val, test = (evaluate(self.model, part, self.dataset) for part in parts)
-        else:  # half-trained weights that no file holds
+        else:  # half-trained weights
             val, test = (unscored(part, self.dataset) for part in parts)
         history = self.progress.history
         metrics = metrics_of(self.model, self.dataset, history, best_epoch, val, test)
         return Result(ended, history, best_epoch, val, test, metrics)
 
+    @contextmanager
+    def _logging(self) -> Iterator[None]:
+        """Surrounds the training; a run that goes on tells its loggers from which step."""
+        if self.run is None or self._ended() is not None:
+            yield
+            return
+        step = self.progress.epoch * self.steps_per_epoch + self.progress.partial.step
+        self._loggers = make_loggers(self.options.logger, self.run.root, step)
+        try:
+            yield
+        finally:
+            for logger in self._loggers:
+                logger.close()
+            self._loggers = []
+
     # Files ------------------------------------------------------------------------------------
 
     def _write_epoch(self) -> None:
-        """Write the state behind the last finished epoch. ``best`` goes first: see `_newest`."""
+        """Write the state behind the last finished epoch. ``best`` goes first: see `resume.newest`."""
         if self.run is not None:
-            is_best = self.progress.stopper.best_epoch == self.progress.epoch
-            for name in (BEST, LAST) if is_best else (LAST,):
-                self.model.save(self.run.checkpoint(name), trainer_state=self._state())
-            self._write_history()
-        self._written = self.progress.epoch
+            with self.clock("checkpoint"):
+                epoch = self.progress.epoch
+                is_best = self.progress.stopper.best_epoch == epoch
+                for name in (BEST, LAST) if is_best else (LAST,):
+                    self.model.save(self.run.checkpoint(name), trainer_state=self._state())
+                self.run.keep_epoch(epoch, self.options.keep_last)
+                self._write_history()
+        self._written = self.progress.position
+
+    def _write_partial(self) -> None:
+        """Write the state between two steps of an epoch."""
+        if self.run is not None:
+            with self.clock("checkpoint"):
+                self.model.save(self.run.checkpoint(LAST), trainer_state=self._state())
+                self._write_history()
+        self._written = self.progress.position
 
     def _catch_up(self) -> None:
-        """Write what a resumed run that was killed among the files of its last epoch did not."""
-        done = self.progress.epoch
-        if self.run is None or not done:
+        """Write what a resumed run that was killed among the files of its last checkpoint did not."""
+        if self.run is None or self.progress.position == (0, 0):
             return
-        if epochs_behind(self.run, LAST) < done:
+        if position_behind(self.run, LAST) < self.progress.position:
             self.model.save(self.run.checkpoint(LAST), trainer_state=self._state())
-        if self.run.epochs_in_history() < done:
-            self._write_history()
+        self._write_history()
 
     def _write_history(self) -> None:
-        self.run.write_history([epoch.to_row() for epoch in self.progress.history])
+        schema, history = self.dataset.schema, self.progress.history
+        columns = ("epoch", "step", *self._flat_fusion())
+        self.run.write_history(
+            [epoch.to_row(schema.domains, schema.tasks) for epoch in history],
+            [epoch.to_record() for epoch in history],
+            [dict(zip(columns, values, strict=True)) for values in self.progress.fusion],
+        )
 
     def _ensure_best(self) -> None:
         """A run resumed from elsewhere may never have had a better epoch of its own to write."""
@@ -329,16 +465,20 @@ class Trainer:
 
     def _state(self) -> dict[str, Any]:
         progress = self.progress
-        is_best = progress.stopper.best_epoch == progress.epoch
+        is_best = progress.stopper.best_epoch == progress.epoch and not progress.partial.step
+        best = progress.best_weights
         return {
             "format": STATE_FORMAT,
             "options": self._fixed_options(),
             "data": self._identity(),
             "history": [dataclasses.asdict(epoch) for epoch in progress.history],
+            "partial": dataclasses.asdict(progress.partial),
             "stopper": dataclasses.asdict(progress.stopper),
+            "fusion": [list(values) for values in progress.fusion],
             # With the best weights inside, a checkpoint needs no other file to resume from.
-            "best_weights": None if is_best else dict(progress.best_weights),
+            "best_weights": None if is_best or best is None else dict(best),
             **self.optimizers.state_dict(),
+            "weighting": self.weighting.state_dict(),
             "rng": torch.get_rng_state(),
         }
 
@@ -358,10 +498,11 @@ class Trainer:
     def _fixed_options(self) -> dict[str, Any]:
         """The options that decide the course of the run; a resumed run cannot change them."""
         options = dataclasses.asdict(self.options) | {"precision": self.model.precision}
-        return {name: value for name, value in options.items() if name not in _FREE_TO_CHANGE}
+        free = _FREE_TO_CHANGE - ({"epochs"} if self.options.schedule in ("linear", "cosine") else set())
+        return {name: value for name, value in options.items() if name not in free}
 
     def _resume(self, resume: str | os.PathLike[str]) -> None:
-        found = self._find(resume)
+        found = find(self.run, resume)
         if found is None:
             self.display.message("nothing to resume from: starting afresh")
             return
@@ -369,29 +510,30 @@ class Trainer:
         check_same(file, content, self._identity(), self.model.config.to_dict(), self._fixed_options())
         state = content["trainer"]
         self.model.load_weights(content["weights"], source=str(file))
-        best_weights = content["weights"] if state["best_weights"] is None else state["best_weights"]
         self.optimizers.load_state_dict(state)
+        self.weighting.load_state_dict(state["weighting"])
         torch.set_rng_state(state["rng"])
-        history = tuple(Epoch(**epoch) for epoch in state["history"])
-        self.progress = Progress(history, Stopper(**state["stopper"]), _copy(best_weights))
-        self._written = self.progress.epoch
-        self.display.message(
-            f"resuming after epoch {self.progress.epoch} from {file}"
-            if self._ended() is None
-            else f"{file} is of a finished run: nothing to train, its files stay as they are"
+        stopper = Stopper(**state["stopper"])
+        best = state["best_weights"]
+        if best is None and stopper.best_epoch:
+            best = content["weights"]
+        self.progress = Progress(
+            tuple(Epoch(**epoch) for epoch in state["history"]),
+            stopper,
+            None if best is None else _copy(best),
+            Partial(**state["partial"]),
+            state["fusion"],
         )
+        self._written = self.progress.position
+        self.display.message(self._resumed(file))
 
-    def _find(self, resume: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]] | None:
-        """The checkpoint that ``resume`` names and its content, None if there is none yet."""
-        if resume == BEST:
-            if self.run is None:
-                raise ConfigError("resume best needs the run folder that holds it: name it with out")
-            return read_state(self.run.checkpoint(BEST))
-        if resume == LAST:
-            return None if self.run is None else newest(self.run)
-        if os.path.isdir(Path(resume) / CHECKPOINTS) and (found := newest(RunFolder(resume))):
-            return found
-        return read_state(Path(resume))
+    def _resumed(self, file: Path) -> str:
+        epoch, step = self.progress.position
+        if self._ended() is not None:
+            return f"{file} is of a finished run: nothing to train, its files stay as they are"
+        if step:
+            return f"resuming in epoch {epoch + 1} after step {step:,} of {self.steps_per_epoch:,} from {file}"
+        return f"resuming after epoch {epoch} from {file}"
 
     def _is_written(self, result: Result) -> bool:
         """Whether metrics.json already tells of this very result."""
@@ -400,6 +542,18 @@ class Trainer:
             (old.get(part) or {}).get(key) == result.metrics[part][key]
             for part, key in (("train", "epochs"), ("train", "seconds"))
         )
+
+
+def _grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    """The batches of one step after another; the last group may be short."""
+    group: list[Batch] = []
+    for batch in batches:
+        group.append(batch)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def _check_fit(model: M3oE, dataset: Dataset) -> None:
@@ -415,13 +569,11 @@ def _check_fit(model: M3oE, dataset: Dataset) -> None:
         ("num_dense", config.num_dense, len(schema.dense)),
         ("num_domains", config.num_domains, len(schema.domains)),
         ("num_tasks", config.num_tasks, len(schema.tasks)),
+        ("bag_vocab_sizes", tuple(config.bag_vocab_sizes), tuple(schema.bag_vocab_sizes)),
+        ("bag_pooling", tuple(config.bag_pooling), tuple(schema.bag_pooling)),
     ):
         if have != need:
             raise ConfigError(f"the model's {name} is {short(have)}, {dataset.name} needs {short(need)}")
-
-
-def _draws(seed: int, number: int) -> np.random.Generator:
-    return np.random.default_rng([seed, _OUTER_STREAM, number])
 
 
 def _copy(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
