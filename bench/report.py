@@ -10,18 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from bench.gpu import table as gpu
-from bench.tables import compare, epoch, latency, memory, scaling, seeds
+from bench.tables import bilevel, compare, epoch, kill, latency, loop, memory, scaling, seeds, stream
 from m3oe_fast import cli
 from m3oe_fast.errors import DataError
 
 RENDERERS = {
+    "bilevel": bilevel.render,
     "compare": compare.render,
     "epoch": epoch.render,
     "gpu": gpu.render,
+    "kill": kill.render,
     "latency": latency.render,
+    "loop": loop.render,
     "memory": memory.render,
     "scaling": scaling.render,
     "seeds": seeds.render,
+    "stream": stream.render,
 }
 
 

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
 
 from bench import (  # noqa: E402
+    bilevel,
     child,
     command,
     compare,
@@ -30,7 +31,9 @@ from bench import (  # noqa: E402
     epoch,
     flops,
     gate,
+    kill,
     latency,
+    loop,
     machine,
     memory,
     merge,
@@ -340,6 +343,26 @@ def test_epoch_and_seeds_train_through_the_trainer(
     assert [run["seed"] for run in row["runs"]] == [1, 2] and row["within_spread"] and row["difference"] == 0
     assert "mean test AUC" in capsys.readouterr().out
 
+    path = tmp_path / "bilevel.json"
+    short = [
+        "--modes",
+        "off",
+        "unrolled",
+        "--seeds",
+        "1",
+        "2",
+        "--epochs",
+        "1",
+        "--batch_size",
+        "64",
+        "--outer_every",
+        "2",
+    ]
+    assert bilevel.main([*short, "--backend", "reference", "--threads", "1", "--json", str(path)]) == 0
+    fixed, moved = json.loads(path.read_text())["modes"]
+    assert fixed["difference"] == fixed["better_seeds"] == 0 and fixed["fusion"] != moved["fusion"]
+    assert "| unrolled |" in capsys.readouterr().out
+
 
 class RoundedContender(FoldedContender):
     """m3oe_fast as it would be at a reduced precision: folded, every product with rounded operands."""
@@ -604,12 +627,45 @@ def test_child_tells_what_went_wrong() -> None:
         (seeds.main, ["--seeds", "1", "1"], "all different"),
         (seeds.main, ["--seeds", "1"], "two or more"),
         (epoch.main, ["--opponent", "cpu"], "must differ"),
+        (bilevel.main, ["--modes", "joint"], "have off"),
+        (bilevel.main, ["--modes", "off", "off"], "all different"),
+        (bilevel.main, ["--seeds", "1"], "two or more"),
     ],
 )
 def test_wrong_options(main, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_loop_times_both_loops_and_says_where_the_time_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(environment, "ensure", lambda allocator: None)
+    path = tmp_path / "loop.json"
+    sizes = ["--rows", "600", "--batch_size", "200", "--rounds", "1", "--workers", "0", "--precision", "fp32"]
+    assert loop.main([*sizes, "--backend", "reference", "--threads", "1", "--json", str(path)]) == 0
+    eager, own = json.loads(path.read_text())["contenders"]
+    assert (eager["own"], own["own"]) == (False, True)
+    assert eager["speedup"] == 1.0
+    assert 0 < own["profile"]["outside_kernels"] < 1
+    out = capsys.readouterr().out
+    assert "An epoch of 480 training rows" in out
+    assert "all outside the kernels" in out
+
+
+def test_loop_refuses_networks_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop.PublishedM3oE, "forward", lambda self, ids, dense, domain: torch.zeros(len(domain), 2))
+    with pytest.raises(gate.GateError, match="the networks differ"):
+        loop._check_networks(loop._parse(["--backend", "reference"]))
+
+
+def test_kill_sees_a_single_bit() -> None:
+    one = {"last embedding": torch.ones(3), "metrics.csv 0 train_loss": "0.5"}
+    other = {"last embedding": torch.tensor([1.0, 1.0, 1.0000001]), "metrics.csv 0 train_loss": "0.5"}
+    assert kill.differences(one, one) == []
+    assert kill.differences(one, other) == ["last embedding"]
+    assert kill.differences(one, {"last embedding": torch.ones(3)}) == ["metrics.csv 0 train_loss"]
 
 
 def test_seeds_against_the_spread_of_fp32() -> None:
@@ -621,6 +677,18 @@ def test_seeds_against_the_spread_of_fp32() -> None:
     assert rows[1]["difference"] == pytest.approx(0.005) and rows[0]["std"] == pytest.approx(0.02 / 2**0.5)
     with pytest.raises(DataError, match="undefined"):
         seeds.compared({"fp32": runs(0.78, None)})
+
+
+def test_bilevel_against_fixed_weights() -> None:
+    def runs(*aucs: float | None) -> list[dict]:
+        fusion = {"beta_task": 0.5, "alpha_task": 0.25}
+        return [{"test_auc": auc, "fit_seconds": 3.0, "epoch_seconds": [1.0, 2.0], "fusion": fusion} for auc in aucs]
+
+    fixed, moved = bilevel.compared({"off": runs(0.78, 0.80), "unrolled": runs(0.79, 0.80)})
+    assert fixed["difference"] == 0 and moved["difference"] == pytest.approx(0.005) and moved["better_seeds"] == 1
+    assert moved["epoch_seconds"] == 1.5 and moved["fusion"] == {"alpha_task": 0.25, "beta_task": 0.5}
+    with pytest.raises(DataError, match="undefined"):
+        bilevel.compared({"off": runs(0.78, 0.80), "joint": runs(0.78, None)})
 
 
 def test_report_refuses_other_files(tmp_path: Path) -> None:
