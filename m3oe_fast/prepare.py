@@ -5,33 +5,40 @@ Training prepares on first use by itself; this command does it ahead, or into a 
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import os
-import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-
-from jsonargparse import ArgumentParser
 
 from m3oe_fast import cli
 from m3oe_fast.data import DataOptions, load_options
-from m3oe_fast.data.options import add_arguments
-from m3oe_fast.errors import ConfigError
+from m3oe_fast.data.options import option
 
-DESCRIPTION = """\
+
+@dataclass(frozen=True)
+class OutOptions:
+    """Where the prepared log goes."""
+
+    out: str | None = option(None, "Write this folder, for --data prepared:FOLDER, instead of one in the cache.")
+
+
+COMMAND = cli.Command(
+    "prepare",
+    """\
 Reads a log, splits its rows 8:1:1, learns vocabularies and scalers from the training rows, and
-writes everything as memory-mapped columns, from which training and scoring start at once."""
-
-EPILOG = """\
-examples:
-  python -m m3oe_fast.prepare demo
-  python -m m3oe_fast.prepare movielens-1m --data_path ml-1m.zip --split user
-  python -m m3oe_fast.prepare recbole:dataset/ml-100k --domain_column age --domain_bins 25,35 \\
-      --labels 'click=rating>3,like=rating>4' --out prepared/ml-100k
-  python -m m3oe_fast.train --data prepared:prepared/ml-100k
-
-exit status: 0 done, 2 wrong input, 130 interrupted by Ctrl-C
-"""
+writes everything as memory-mapped columns, from which training and scoring start at once. The log
+may be named without --data. Parquet and CSV logs may be larger than memory.""",
+    examples=[
+        "demo",
+        "movielens-1m --data_path ml-1m.zip --split user",
+        "recbole:dataset/ml-100k --domain_column age --domain_bins 25,35 \\\n"
+        "      --labels 'click=rating>3,like=rating>4' --out prepared/ml-100k",
+        "parquet:logs/2024 --schema schema.yaml --split temporal --out prepared/2024",
+    ],
+    groups={"data": DataOptions, "output": OutOptions},
+    bare="data",
+    interrupted="interrupted by Ctrl-C (nothing is written)",
+)
 
 
 def main(argv: list[str]) -> int:
@@ -48,48 +55,15 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def parse(argv: list[str]) -> tuple[DataOptions, Path | None]:
+def parse(argv: Sequence[str]) -> tuple[DataOptions, Path | None]:
     """The data options and the folder named by ``--out``.
 
     Raises:
         ConfigError: an option is unknown or its value impossible.
         SystemExit: ``--help`` was asked for, and printed.
     """
-    try:
-        values = vars(_make_parser().parse_args(argv))
-    except argparse.ArgumentError as error:
-        message = re.sub(r'Parser key "(\w+)"', r"--\1", " ".join(str(error).split()))
-        raise ConfigError(f"{message}; see --help") from error
-    name, out = values["name"], values["out"]
-    options = DataOptions(**{f.name: values[f.name] for f in dataclasses.fields(DataOptions)})
-    if name is not None:
-        if options.data not in (DataOptions.data, name):
-            raise ConfigError(f"both {name} and --data {options.data} name the log; drop one")
-        options = dataclasses.replace(options, data=name)
-    return options, None if out is None else Path(os.path.expanduser(out)).absolute()
-
-
-def _make_parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="python -m m3oe_fast.prepare",
-        usage="%(prog)s [NAME] [--option value ...]",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        exit_on_error=False,
-        default_env=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument("name", nargs="?", metavar="NAME", help="The log, in place of --data.")
-    parser.add_argument(
-        "--out",
-        type=str | None,
-        default=None,
-        metavar="FOLDER",
-        help="Write this folder, for --data prepared:FOLDER, instead of one in the cache.",
-    )
-    add_arguments(parser, DataOptions, "data")
-    return parser
+    data, output = COMMAND.parse(argv)
+    return data, None if output.out is None else Path(os.path.expanduser(output.out)).absolute()
 
 
 if __name__ == "__main__":

@@ -17,8 +17,10 @@ from m3oe_fast.data.demo import frame as demo_frame
 from m3oe_fast.data.demo import generate
 from m3oe_fast.data.domains import DomainRule
 from m3oe_fast.data.encode import Encoder
+from m3oe_fast.data.hashing import buckets_of
 from m3oe_fast.data.labels import parse_labels
 from m3oe_fast.data.rawlog import RawLog
+from m3oe_fast.data.schema import Schema
 from m3oe_fast.errors import DataError
 
 NAN = float("nan")
@@ -78,14 +80,14 @@ def test_ids_compare_by_text_whatever_the_dtype(items):
 def test_dtypes_and_labels():
     _, encoder = make_encoder()
     batch = encoder.transform(make_frame(rating=[5, None], other=["x", "y"]), labels=True)
-    dtypes = [tensor.dtype for tensor in batch]
+    dtypes = [tensor.dtype for tensor in batch[:4]]
     assert dtypes == [torch.int32, torch.float32, torch.int64, torch.float32]
     assert np.array_equal(batch.label, [[1, NAN], [NAN, NAN]], equal_nan=True)
 
 
 def test_no_rows():
     _, encoder = make_encoder()
-    shapes = [tuple(tensor.shape) for tensor in encoder.transform(make_frame()[:0])]
+    shapes = [tuple(tensor.shape) for tensor in encoder.transform(make_frame()[:0])[:4]]
     assert shapes == [(0, 2), (0, 1), (0,), (0, 2)]
 
 
@@ -218,3 +220,65 @@ def test_values_far_outside_the_range_are_clipped_without_overflow():
     encoder = Encoder.fit(replace(log, dense={"price": np.array([1e308, 2e307, 0, 0, 0])}), np.arange(4))
     with np.errstate(all="raise"):
         assert encoder.scale("price", np.array([-1.7e308, 1.7e308])).tolist() == [0, 1]
+
+
+def make_bag_encoder():
+    schema = Schema(
+        ("query", "domain"), (11, 2), (), ("all",), ("t",), ("tags", "words"), (3, 6), ("mean", "sum"), weighted=True
+    )
+    vocabularies = {"domain": ("all",), "tags": ("5", "x")}
+    return Encoder(
+        schema,
+        vocabularies,
+        {},
+        DomainRule(),
+        parse_labels("t=t"),
+        buckets={"query": 10, "words": 5},
+        bag_separators={"words": " "},
+    )
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        [["x", "y", "5"], None, []],
+        [("x", "y", "5.0"), NAN, ()],
+        [np.array(["x", "y", "5"]), None, np.array([], object)],
+    ],
+)
+def test_bags_of_a_frame(tags):
+    frame = pd.DataFrame({"query": [1, 2, None], "tags": tags, "words": ["a b", None, ""]})
+    batch = make_bag_encoder().transform(frame)
+    values, offsets = batch.bags[0]
+    assert (values.tolist(), offsets.tolist()) == ([2, 0, 1], [0, 3, 3, 3])
+    assert {values.dtype, offsets.dtype} == {torch.int64}
+    assert batch.bags[1].values.tolist() == buckets_of(["a", "b"], 5).tolist()
+    assert batch.bags[1].offsets.tolist() == [0, 2, 2, 2]
+    assert batch.ids[:, 0].tolist() == buckets_of(["1", "2", ""], 10).tolist()
+    assert batch.row_weight is None
+
+
+def test_bags_of_no_rows():
+    batch = make_bag_encoder().transform(pd.DataFrame({"query": [], "tags": [], "words": []}).astype(object))
+    assert [bag.offsets.tolist() for bag in batch.bags] == [[0], [0]]
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ({"tags": ["x", "y"]}, r"frame, field tags: is of type .*string; it must hold lists"),
+        ({"words": [1, 2]}, "frame, field words: is of type int64; it must hold lists, or texts separated by ' '"),
+        ({"tags": [["x", 5], []]}, "frame, field tags: .*; hold a list of texts or numbers in each row"),
+        ({"tags": [["x"], "y"]}, "frame, field tags: .*; hold a list of texts or numbers in each row"),
+        ({"tags": [[["x"]], [["y"]]]}, "frame, field tags: is of type list"),
+    ],
+)
+def test_bad_bags(column, message):
+    frame = pd.DataFrame({"query": [1, 2], "tags": [["x"], []], "words": ["a", "b"]}).assign(**column)
+    with pytest.raises(DataError, match=message):
+        make_bag_encoder().transform(frame)
+
+
+def test_missing_bag_is_named():
+    with pytest.raises(DataError, match="column tags is missing; needed are query, tags, words"):
+        make_bag_encoder().transform(pd.DataFrame({"query": [1], "words": ["a"]}))

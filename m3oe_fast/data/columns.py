@@ -84,6 +84,13 @@ def canonical(text: str) -> str:
     return match[1] if match else text
 
 
+def id_text(value: object) -> str:
+    """A value of any type as the text by which ids compare."""
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        return str(int(value))  # pandas turns whole numbers into floats where a column has gaps
+    return canonical(str(value))
+
+
 def first_token(text: str, separators: str) -> str:
     """What stands before the first of the characters ``separators``, leading ones apart."""
     text = text.strip(separators)

@@ -76,11 +76,19 @@ def parse_bins(text: str) -> tuple[float, ...]:
     Raises:
         DataError: not numbers, or not increasing.
     """
-    edges = tuple(as_number(part.strip()) for part in text.split(","))
+    return check_edges(tuple(as_number(part.strip()) for part in text.split(",")), f"--domain_bins {text!r}")
+
+
+def check_edges(edges: tuple[float, ...], where: str) -> tuple[float, ...]:
+    """``edges``, if they are finite and increase; ``where`` is for messages.
+
+    Raises:
+        DataError: they are not.
+    """
     if not np.isfinite(edges).all():
-        raise DataError(f"--domain_bins {text!r}: not numbers; write edges such as 25,35")
+        raise DataError(f"{where}: not numbers; write edges such as 25,35")
     if any(low >= high for low, high in pairwise(edges)):
-        raise DataError(f"--domain_bins {text!r}: the edges must increase; write them as in 25,35")
+        raise DataError(f"{where}: the edges must increase; write them as in 25,35")
     return edges
 
 

@@ -1,7 +1,8 @@
 """Raw columns -> model inputs: vocabularies, scalers, domain rule and label rules of one log.
 
 Everything is learned from the training rows only. An id field is a text -> integer table; 0 stands
-for unknown or missing. Values of a pandas frame compare by their text (5, 5.0, "5" and "5.0" are the
+for unknown or missing. A hashed field needs no table: its ids are 1 + hash modulo buckets. The values of a multi-hot
+field (a bag) are encoded as ids are. Values of a pandas frame compare by their text (5, 5.0, "5" and "5.0" are the
 same id, "05" is another). Where the reader of the log kept only the first token of a text, so does
 ``transform``. Dense features are min-max scaled; beyond the training range they are clipped to [0, 1].
 """
@@ -9,16 +10,21 @@ same id, "05" is another). Where the reader of the log kept only the first token
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import repeat
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
+from m3oe_fast.data.arrow_columns import bag_of, is_list, is_text
 from m3oe_fast.data.batch import Batch
-from m3oe_fast.data.columns import Tokens, canonical, first_token, natural_order
+from m3oe_fast.data.columns import Tokens, first_token, id_text, natural_order
 from m3oe_fast.data.domains import DomainRule
+from m3oe_fast.data.hashing import buckets_of
 from m3oe_fast.data.labels import LabelRule
 from m3oe_fast.data.rawlog import RawLog
 from m3oe_fast.data.schema import DOMAIN_FIELD, Schema
@@ -31,12 +37,14 @@ class Encoder:
 
     Attributes:
         schema: what comes out.
-        vocabularies: for each id field its known texts; text i has id i + 1.
+        vocabularies: for each id field and bag that is not hashed its known texts; text i has id i + 1.
         scalers: for each dense feature its least and greatest training value.
         domain_rule: domain of a row.
         label_rules: labels of a row, T rules.
         separators: for a column of which only the first token counts, the characters that end it.
         aliases: other names under which raw rows may hold a column.
+        buckets: for each id field and bag that is hashed, the number of its buckets.
+        bag_separators: for a bag whose column holds texts, what stands between the values.
     """
 
     schema: Schema
@@ -46,6 +54,8 @@ class Encoder:
     label_rules: tuple[LabelRule, ...]
     separators: dict[str, str] = field(default_factory=dict)
     aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    buckets: dict[str, int] = field(default_factory=dict)
+    bag_separators: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def fit(cls, log: RawLog, train: np.ndarray) -> Encoder:
@@ -55,7 +65,7 @@ class Encoder:
             DataError: the values of a dense feature lie too far apart for a float64.
         """
         vocabularies = {name: _known(column, train) for name, column in fields_of(log).items()}
-        scalers = {name: _range(log, name, column[train]) for name, column in log.dense.items()}
+        scalers = {name: _range(log.where, name, column[train]) for name, column in log.dense.items()}
         schema = Schema(
             fields=tuple(vocabularies),
             vocab_sizes=tuple(len(texts) + 1 for texts in vocabularies.values()),
@@ -69,9 +79,13 @@ class Encoder:
 
     def encode(self, name: str, column: Tokens) -> np.ndarray:
         """The ids of the id field ``name``, int32 [N]."""
-        known = self._ids[name]
-        table = np.array([*(known.get(text, 0) for text in column.values), 0], np.int32)
-        return table[column.codes]
+        return np.append(self.ids_of(name, column.values), np.int32(0))[column.codes]
+
+    def ids_of(self, name: str, texts: Sequence[str]) -> np.ndarray:
+        """The ids of n texts of the id field or bag ``name``, int32 [n]; 0 for an empty text."""
+        if name in self.buckets:
+            return buckets_of(texts, self.buckets[name]).astype(np.int32)
+        return np.fromiter(map(self._ids[name].get, texts, repeat(0)), np.int32, len(texts))
 
     def scale(self, feature: str, values: np.ndarray) -> np.ndarray:
         """A dense feature (float64 [N], finite) as float32 [N] in [0, 1]; all 0 if constant."""
@@ -82,9 +96,9 @@ class Encoder:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns that ``transform`` needs: the id fields but "domain", the dense features, the domain column."""
+        """The columns that ``transform`` needs: the features (but the id field "domain") and the domain column."""
         domain = [] if self.domain_rule.column is None else [self.domain_rule.column]
-        return tuple(dict.fromkeys([*self.schema.fields[:-1], *self.schema.dense, *domain]))
+        return tuple(dict.fromkeys([*self.schema.fields[:-1], *self.schema.bags, *self.schema.dense, *domain]))
 
     def transform(self, frame: pd.DataFrame, labels: bool = False) -> Batch:
         """Encode raw rows.
@@ -94,13 +108,14 @@ class Encoder:
                 where a leading zero counts, as in zip codes. Columns of RecBole logs are called as in the header,
                 without the type, and a token_seq may hold all its tokens. For both MovieLens logs they are user_id,
                 movie_id (or item_id), gender, occupation, zip (or zip_code), genre (or genres, class) and age; genre
-                may hold all genres, separated by bars or blanks.
+                may hold all genres, separated by bars or blanks. A bag is a column of lists, or of texts with the
+                separator that the log had. Weights are for training and not looked at.
             labels: also work out the labels, NaN where the column of a rule is absent or empty. Without it they are
                 all NaN, and their columns are not looked at.
 
         Raises:
             DataError: a column is missing or occurs twice, a dense value or domain is missing or outside its range, a
-                label is neither 0 nor 1. Rows are counted from 1.
+                label is neither 0 nor 1, a bag is no list or text. Rows are counted from 1.
         """
         domain = self._domain(frame)
         columns = {name: self._texts(frame, name) for name in self.schema.fields[:-1]}
@@ -116,7 +131,8 @@ class Encoder:
         for place, rule in enumerate(self.label_rules if labels else ()):
             if rule.column in frame:
                 label[:, place] = rule.apply(self._numbers(frame, rule.column), "frame", lambda row: row + 1)
-        return Batch.from_numpy(ids, dense, domain.astype(np.int64), label)
+        bags = [self._bag(frame, name) for name in self.schema.bags]
+        return Batch.from_numpy(ids, dense, domain.astype(np.int64), label, bags=bags)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -128,11 +144,13 @@ class Encoder:
             "label_rules": [rule.to_dict() for rule in self.label_rules],
             "separators": dict(self.separators),
             "aliases": {name: list(others) for name, others in self.aliases.items()},
+            "buckets": dict(self.buckets),
+            "bag_separators": dict(self.bag_separators),
         }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Encoder:
-        """The inverse of ``to_dict``."""
+        """The inverse of ``to_dict``; the last two keys may be missing."""
         return cls(
             Schema.from_dict(values["schema"]),
             {name: tuple(texts) for name, texts in values["vocabularies"].items()},
@@ -141,6 +159,8 @@ class Encoder:
             tuple(LabelRule(**rule) for rule in values["label_rules"]),
             dict(values["separators"]),
             {name: tuple(others) for name, others in values["aliases"].items()},
+            dict(values.get("buckets", {})),
+            dict(values.get("bag_separators", {})),
         )
 
     @cached_property
@@ -192,7 +212,7 @@ class Encoder:
             codes, values = pd.factorize(self._column(frame, name))
         except TypeError as error:  # lists cannot be compared
             raise DataError(f"frame, field {name}: a value is no text or number ({error}); make it a text") from error
-        return Tokens.merged(codes.astype(np.int32), [_text(value) for value in values])
+        return Tokens.merged(codes.astype(np.int32), [id_text(value) for value in values])
 
     def _numbers(self, frame: pd.DataFrame, name: str) -> np.ndarray:
         column = self._column(frame, name)
@@ -203,6 +223,23 @@ class Encoder:
             value = column.iloc[wrong[0]]
             raise DataError(f"frame, row {wrong[0] + 1}, field {name}: {value!r} is not a number; mend it")
         return numbers
+
+    def _bag(self, frame: pd.DataFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Ids int64 [m] of the values of a bag and offsets int64 [n+1]."""
+        separator = self.bag_separators.get(name)
+        try:
+            column = pa.Array.from_pandas(self._column(frame, name))
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            fault = str(error).splitlines()[0]
+            raise DataError(f"frame, field {name}: {fault}; hold a list of texts or numbers in each row") from error
+        if isinstance(column, pa.ChunkedArray):
+            column = column.combine_chunks()
+        separated = is_text(column.type) and separator is not None
+        if not (separated or is_list(column.type) or pa.types.is_null(column.type)):
+            held = "lists" if separator is None else f"lists, or texts separated by {separator!r}"
+            raise DataError(f"frame, field {name}: is of type {column.type}; it must hold {held}")
+        (codes, texts), offsets = bag_of(column, separator)
+        return self.ids_of(name, texts)[codes].astype(np.int64), offsets.astype(np.int64)
 
     def _finite(self, frame: pd.DataFrame, name: str) -> np.ndarray:
         numbers = self._numbers(frame, name)
@@ -224,17 +261,19 @@ def _known(column: Tokens, train: np.ndarray) -> tuple[str, ...]:
     return tuple(natural_order([column.values[code] for code in np.flatnonzero(seen)]))
 
 
-def _range(log: RawLog, name: str, values: np.ndarray) -> tuple[float, float]:
-    low, high = float(values.min()), float(values.max())
+def _range(where: str, name: str, values: np.ndarray) -> tuple[float, float]:
+    return check_range(where, name, float(values.min()), float(values.max()))
+
+
+def check_range(where: str, name: str, low: float, high: float) -> tuple[float, float]:
+    """The least and greatest value of a dense feature.
+
+    Raises:
+        DataError: they lie too far apart for a float64; ``where`` names the file.
+    """
     if not math.isfinite(high - low):
         raise DataError(
-            f"{log.where}, field {name}: its values, {low:g} to {high:g}, lie too far apart to be scaled; "
+            f"{where}, field {name}: its values, {low:g} to {high:g}, lie too far apart to be scaled; "
             "rescale the column or leave it out"
         )
     return low, high
-
-
-def _text(value: object) -> str:
-    if isinstance(value, float | np.floating) and float(value).is_integer():
-        return str(int(value))  # pandas turns whole numbers into floats where a column has gaps
-    return canonical(str(value))

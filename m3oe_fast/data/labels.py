@@ -41,7 +41,7 @@ class LabelRule:
     comparison: str | None = None
     number: float = 0.0
 
-    def apply(self, values: np.ndarray, where: str, line: Callable[[int], int]) -> np.ndarray:
+    def apply(self, values: np.ndarray, where: str, line: Callable[[int], int | str]) -> np.ndarray:
         """float32 [N] of 0, 1 and NaN from the column's values, float64 [N].
 
         Args:
@@ -79,7 +79,7 @@ def parse_labels(text: str) -> tuple[LabelRule, ...]:
     Raises:
         DataError: an expression that is none, a task named twice.
     """
-    rules = tuple(_parse_rule(part) for part in text.split(","))
+    rules = tuple(_parse_rule(part, "--labels") for part in text.split(","))
     tasks = [rule.task for rule in rules]
     for task in tasks:
         if tasks.count(task) > 1:
@@ -87,7 +87,18 @@ def parse_labels(text: str) -> tuple[LabelRule, ...]:
     return rules
 
 
-def _parse_rule(part: str) -> LabelRule:
+def parse_rule(task: object, rule: object, where: str) -> LabelRule:
+    """The rule of ``task`` from ``COLUMN OPERATOR NUMBER`` or ``COLUMN``; ``where`` is for messages.
+
+    Raises:
+        DataError: the task is no name, or the rule none.
+    """
+    if not isinstance(task, str) or not isinstance(rule, str):
+        raise DataError(f"{where}: cannot read {task}: {rule!r}; write for example click: is_click or like: rating>3")
+    return _parse_rule(f"{task}={rule}", where)
+
+
+def _parse_rule(part: str, where: str) -> LabelRule:
     match = _RULE.fullmatch(part)
     try:
         if match is None:
@@ -97,7 +108,7 @@ def _parse_rule(part: str) -> LabelRule:
             raise ValueError(part)
     except ValueError:
         raise DataError(
-            f"--labels: cannot read {part.strip()!r}; write TASK=COLUMN>NUMBER (or >= < <= == !=) "
+            f"{where}: cannot read {part.strip()!r}; write TASK=COLUMN>NUMBER (or >= < <= == !=) "
             "or TASK=COLUMN for a 0/1 column, for example click=rating>3,like=rating>4"
         ) from None
     return LabelRule(match["task"], match["column"], match["comparison"], number)

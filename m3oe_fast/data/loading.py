@@ -6,9 +6,10 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
-from m3oe_fast.data import demo, movielens, recbole
+from m3oe_fast.data import demo, movielens, recbole, tabular
 from m3oe_fast.data.archive import kind_of
 from m3oe_fast.data.build import build
 from m3oe_fast.data.dataset import Dataset, open_dataset
@@ -16,10 +17,13 @@ from m3oe_fast.data.options import DataOptions, SplitName
 from m3oe_fast.data.rawlog import Source
 from m3oe_fast.data.splits import SPLITS
 from m3oe_fast.data.store import FORMAT, Damaged, publish
+from m3oe_fast.data.stream_build import build_stream
+from m3oe_fast.data.tabular import TabularLog
 from m3oe_fast.errors import DataError
 
 MAX_NAME = 80  # characters of a log's name in its folder's name, which a file system limits to 255
-LOGS = "demo, recbole:PATH, movielens-100k, movielens-1m, prepared:FOLDER"
+_DESCRIBE_RECBOLE = ("domain_column", "domain_bins", "labels", "drop_columns")
+LOGS = "demo, recbole:PATH, parquet:PATH, csv:PATH, movielens-100k, movielens-1m, prepared:FOLDER"
 
 
 def load(
@@ -28,6 +32,7 @@ def load(
     *,
     split: SplitName = "random",
     split_seed: int = 0,
+    schema: str | None = None,
     cache_dir: str | None = None,
     domain_column: str | None = None,
     domain_bins: str | None = None,
@@ -45,6 +50,7 @@ def load(
             data_path=data_path,
             split=split,
             split_seed=split_seed,
+            schema=schema,
             cache_dir=cache_dir,
             domain_column=domain_column,
             domain_bins=domain_bins,
@@ -78,11 +84,7 @@ def load_options(options: DataOptions, out: Path | None = None) -> Dataset:
     folder = out or _cache_entry(options, source.name, identity)
     dataset = _open_intact(folder)
     if dataset is None:
-        log = source.read()
-        publish(
-            folder,
-            lambda place: build(place, log, source.name, options.split, options.split_seed, identity),
-        )
+        publish(folder, _builder(source, options, identity))
         dataset = _open_intact(folder)
     if dataset is None:
         raise DataError(f"{folder}: damaged right after it was written; check the disk")
@@ -94,18 +96,22 @@ def load_options(options: DataOptions, out: Path | None = None) -> Dataset:
     return dataset
 
 
-def find_source(options: DataOptions) -> Source:
+def find_source(options: DataOptions) -> Source | TabularLog:
     """The log that ``options.data`` names, found but not read."""
     kind, _, rest = options.data.partition(":")
-    if kind == "recbole":
+    if kind in ("recbole", "parquet", "csv"):
         if not rest:
-            raise DataError(f"--data {options.data}: of which path? name it as in recbole:PATH")
+            raise DataError(f"--data {options.data}: of which path? name it as in {kind}:PATH")
         if options.data_path is not None:
-            raise DataError("--data_path does not go with recbole:PATH, which names the path itself; drop it")
+            raise DataError(f"--data_path does not go with {kind}:PATH, which names the path itself; drop it")
+    if kind != "recbole":
+        whose = "--schema describes its columns" if kind in ("parquet", "csv") else f"{options.data} fixes its own"
+        _refuse(options, _DESCRIBE_RECBOLE, f"describes recbole: logs; {whose}, drop the option")
+    if kind in ("parquet", "csv"):
+        return tabular.find(kind, rest, options.schema)
+    _refuse(options, ("schema",), f"describes parquet: and csv: logs; {options.data} fixes its own, drop the option")
+    if kind == "recbole":
         return recbole.find(rest, options.domain_column, options.domain_bins, options.labels, options.drop_columns)
-    for name in ("domain_column", "domain_bins", "labels", "drop_columns"):
-        if getattr(options, name) is not None:
-            raise DataError(f"--{name} describes recbole: logs; {options.data} fixes its own, drop the option")
     if options.data == "demo":
         if options.data_path is not None:
             raise DataError("--data_path does not go with demo, which is generated; drop it")
@@ -120,7 +126,21 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "m3oe_fast"
 
 
-def _identity(source: Source, options: DataOptions) -> str:
+def _builder(source: Source | TabularLog, options: DataOptions, identity: str) -> Callable[[Path], None]:
+    """What fills the prepared folder. Only a log that streams is read later, while it is written."""
+    if isinstance(source, TabularLog):
+        return lambda place: build_stream(place, source, options.split, options.split_seed, identity)
+    log = source.read()
+    return lambda place: build(place, log, source.name, options.split, options.split_seed, identity)
+
+
+def _refuse(options: DataOptions, names: tuple[str, ...], fault: str) -> None:
+    for name in names:
+        if getattr(options, name) is not None:
+            raise DataError(f"--{name} {fault}")
+
+
+def _identity(source: Source | TabularLog, options: DataOptions) -> str:
     """Digest of everything the prepared rows depend on."""
     parts = [FORMAT, source.name, source.identity, options.split, options.split_seed]
     text = json.dumps(parts, sort_keys=True)
@@ -141,9 +161,8 @@ def _open_intact(folder: Path) -> Dataset | None:
 
 
 def _open_prepared(folder: Path, options: DataOptions) -> Dataset:
-    for name in ("data_path", "domain_column", "domain_bins", "labels", "drop_columns"):
-        if getattr(options, name) is not None:
-            raise DataError(f"--{name} does not go with {options.data}, whose rows are fixed; drop the option")
+    names = ("data_path", "schema", *_DESCRIBE_RECBOLE)
+    _refuse(options, names, f"does not go with {options.data}, whose rows are fixed; drop the option")
     if kind_of(folder) != "folder":
         raise DataError(f"{folder}: no such folder; write it with m3oe_fast.prepare --out")
     try:

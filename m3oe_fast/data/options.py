@@ -1,16 +1,12 @@
 """The options that name a log and its split: one frozen dataclass for every command and for Python.
 
-``add_arguments`` puts the fields of such a dataclass, with their help texts, on a jsonargparse
-parser.
+``m3oe_fast.cli`` puts the fields of such a dataclass, with their help texts, on a command's line.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal, get_type_hints
-
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 SplitName = Literal["random", "temporal", "user", "official"]
 
@@ -24,15 +20,16 @@ def option(default: Any, help: str) -> Any:
 class DataOptions:
     """Which log to read, what its domains and labels are, and how its rows are split.
 
-    ``domain_column``, ``domain_bins``, ``labels`` and ``drop_columns`` describe ``recbole:`` logs;
-    the other logs fix their own, and naming one for them is an error.
+    ``domain_column``, ``domain_bins``, ``labels`` and ``drop_columns`` describe ``recbole:`` logs, ``schema``
+    describes ``parquet:`` and ``csv:`` logs; the other logs fix their own, and naming one for them is an error.
     """
 
     data: str = option(
         "demo",
         "The log: demo (generated), recbole:PATH (folder, wheel or zip with RecBole atomic files; "
-        "recbole:PATH#NAME picks one of several), movielens-100k, movielens-1m, or prepared:FOLDER "
-        "(written earlier by m3oe_fast.prepare --out; it brings its own split and columns).",
+        "recbole:PATH#NAME picks one of several), parquet:PATH or csv:PATH (a file, or a folder of them in order of "
+        "their names; see --schema), movielens-100k, movielens-1m, or prepared:FOLDER (written earlier by "
+        "m3oe_fast.prepare --out; it brings its own split and columns).",
     )
     data_path: str | None = option(
         None, "Where the MovieLens files are: their folder, or their zip or wheel. Only read."
@@ -43,6 +40,12 @@ class DataOptions:
         "user (no user in two parts); official (by position in the file).",
     )
     split_seed: int = option(0, "Seed of the random and user splits, apart from the training seed.")
+    schema: str | None = option(
+        None,
+        "parquet, csv: a YAML file that says what the columns are for. Keys: ids, dense, bags (features), domain, "
+        "labels (task: rule), timestamp, user, weight, and the defaults min_count, encoding, buckets; docs/data.md has "
+        "an example.",
+    )
     cache_dir: str | None = option(
         None,
         "Where prepared logs are kept (default: m3oe_fast in the user's cache folder).",
@@ -63,22 +66,3 @@ class DataOptions:
         None,
         "recbole: columns that must not become features, for example those known only afterwards.",
     )
-
-
-def add_arguments(parser: ArgumentParser, options: type, title: str) -> None:
-    """Add an option ``--<field>`` for each field of ``options``, under the heading ``title``.
-
-    Args:
-        parser: the parser to extend.
-        options: a dataclass whose fields were made by ``option``.
-        title: heading of the group in ``--help``.
-    """
-    group = parser.add_argument_group(title)
-    types = get_type_hints(options)
-    for item in fields(options):
-        group.add_argument(
-            f"--{item.name}",
-            type=types[item.name],
-            default=item.default,
-            help=item.metadata["help"],
-        )
