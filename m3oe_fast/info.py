@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
-import importlib.util
 import os
 import platform
 
@@ -12,7 +10,14 @@ import torch
 
 from m3oe_fast import __version__, _extension, _threads, backends, cli
 
-PACKAGES = ("torch", "numpy", "pandas", "pyarrow", "torchmetrics", "triton")
+PACKAGES = ("torch", "numpy", "pandas", "pyarrow", "torchmetrics", "jsonargparse", "triton")
+EXTRAS = {
+    "tune": ("optuna",),
+    "report": ("matplotlib", "scikit-learn"),
+    "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
+}
+"""Packages that only some options need, by the extra that installs them."""
 
 _READ = "(docs/training.md, On shared machines)"
 
@@ -21,8 +26,13 @@ def describe() -> dict[str, str]:
     """Every line of the report, by label."""
     lines = {"m3oe_fast": __version__, "python": platform.python_version(), "machine": platform.platform()}
     for package in PACKAGES:
-        found = importlib.util.find_spec(package) is not None
-        lines[package] = importlib.metadata.version(package) if found else "not installed"
+        lines[package] = _version(package) or "not installed"
+    for extra, packages in EXTRAS.items():
+        versions = {package: _version(package) for package in packages}
+        if None in versions.values():
+            lines[f"for {extra}"] = f"off: pip install 'm3oe_fast[{extra}]'"
+        else:
+            lines[f"for {extra}"] = ", ".join(f"{package} {version}" for package, version in versions.items())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for name in backends.NAMES:
         reasons = backends.reasons_against(name, device if name in ("triton", "cuda") else torch.device("cpu"))
@@ -40,6 +50,14 @@ def describe() -> dict[str, str]:
         f"{torch.version.cuda}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "no device"
     )
     return lines
+
+
+def _version(package: str) -> str | None:
+    """The version of an installed distribution, None if there is none."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _precisions() -> str:
@@ -63,10 +81,17 @@ def _wait_policy() -> str:
     return policy
 
 
+COMMAND = cli.Command(
+    "info",
+    "What is installed, which backends can run here, and why others cannot.",
+    examples=[""],
+    groups={},
+)
+
+
 def main(argv: list[str]) -> int:
     """Print the report."""
-    parser = argparse.ArgumentParser("python -m m3oe_fast.info", description=__doc__.split(": ", 1)[1])
-    parser.parse_args(argv)
+    COMMAND.parse(argv)
     lines = describe()
     width = max(map(len, lines))
     for label, value in lines.items():

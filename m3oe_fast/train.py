@@ -5,64 +5,31 @@ Options come from the line, from a YAML file (``--config``) or both; the line wi
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import difflib
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 import torch
-import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter
 
-from m3oe_fast import backends, cli
+from m3oe_fast import cli
+from m3oe_fast.cli.compute import ComputeOptions, place
 from m3oe_fast.config import Fusion, Init, M3oEConfig, StarActivation
 from m3oe_fast.data import load_options
 from m3oe_fast.data.dataset import Dataset
-from m3oe_fast.data.options import DataOptions, add_arguments, option
+from m3oe_fast.data.options import DataOptions, option
+from m3oe_fast.data.schema import Schema
 from m3oe_fast.errors import ConfigError
 from m3oe_fast.model import M3oE
 from m3oe_fast.training import Result, Trainer, TrainOptions, graph
 from m3oe_fast.training.console import ConsoleDisplay, make_console, print_result, say
-from m3oe_fast.training.device import Device, choose_device
 from m3oe_fast.training.evaluation import device_of
 from m3oe_fast.training.resume import continues
 from m3oe_fast.training.run_folder import RunFolder, reserve_default, root_of
 
 MODELS = ("m3oe",)
-
-ALIASES = {
-    "--epoch": "--epochs",
-    "--learning_rate": "--lr",
-    "--learning_rate_darts": "--fusion_lr",
-    "--expert_num": "--shared_experts",
-    "--dataset_path": "--data_path",
-    "--model_name": "--model",
-    "--save_dir": "--out",
-}
-"""Names that users of the published M3oE code type, and ours."""
-
-DESCRIPTION = """\
-Trains a multi-domain multi-task model on a log and prints AUC and logloss per domain and task.
-Without any option it trains M3oE on a generated demo log, in a minute or two on a laptop."""
-
-EPILOG = f"""\
-examples:
-  python -m m3oe_fast.train
-  python -m m3oe_fast.train --epochs 3 --out runs/a
-  python -m m3oe_fast.train --out runs/a --epochs 6 --resume last
-  python -m m3oe_fast.train --data movielens-1m --data_path ml-1m.zip --lr 3e-3
-  python -m m3oe_fast.train --config runs/a/config.yaml --out runs/b --seed 1
-
-names of the published code work as well, here and in YAML:
-{chr(10).join(f"  {theirs:<21} = {ours}" for theirs, ours in ALIASES.items())}
-
-exit status: 0 done, 2 wrong input, 130 interrupted by Ctrl-C (--resume last goes on)
-"""
 
 
 @dataclass(frozen=True)
@@ -88,7 +55,8 @@ class ModelOptions:
     )
     fusion: Fusion = option(
         M3oEConfig.fusion,
-        "Fusion weights: four scalars (paper), or one per domain and per task (per_index).",
+        "Fusion weights: four scalars (paper), one per domain and per task (per_index), or all four per pair of them "
+        "(per_pair).",
     )
     fusion_init: float = option(M3oEConfig.fusion_init, "First value of the fusion logits; 1 is a weight of 0.731.")
     init: Init = option(M3oEConfig.init, "First values: published, or star (domain matrices start at one).")
@@ -98,30 +66,25 @@ class ModelOptions:
             raise ConfigError(f"model {self.model!r} does not exist; there is {', '.join(MODELS)}")
         object.__setattr__(self, "expert_dims", _widths(self.expert_dims))
 
-    def config(self, vocab_sizes: Sequence[int], num_dense: int, num_domains: int, num_tasks: int) -> M3oEConfig:
-        """The model's configuration for a log of these sizes."""
+    def config(self, schema: Schema) -> M3oEConfig:
+        """The model's configuration for a log."""
         sizes = dataclasses.asdict(self)
         del sizes["model"]
-        return M3oEConfig(vocab_sizes, num_dense, num_domains, num_tasks, **sizes)
+        return M3oEConfig(
+            schema.vocab_sizes,
+            len(schema.dense),
+            len(schema.domains),
+            len(schema.tasks),
+            bag_vocab_sizes=schema.bag_vocab_sizes,
+            bag_pooling=schema.bag_pooling,
+            **sizes,
+        )
 
 
 @dataclass(frozen=True)
-class RunOptions:
+class RunOptions(ComputeOptions):
     """How to compute, and where the run is kept."""
 
-    device: Device = option(
-        "auto",
-        "Where to compute: auto takes the GPU where there is one that backend triton can use, else the processor.",
-    )
-    backend: Literal[("auto", *backends.NAMES)] = option(
-        "auto", "What computes: auto takes the fastest that runs here, reference is plain PyTorch."
-    )
-    precision: Literal[backends.PRECISIONS] = option(
-        "fp32",
-        "Operands of matrix products on backend cpu: fp32, bf16x3 (each split into two bf16 numbers, about as exact "
-        "as fp32) or bf16 (rounded); sums and weights stay fp32, and a processor without fast instructions for one "
-        "computes in fp32. tf32 is for GPUs.",
-    )
     out: str | None = option(None, "The run folder (default: runs/<data>-<time>). One that holds a run needs --resume.")
     resume: str | None = option(
         None,
@@ -136,15 +99,22 @@ class RunOptions:
                 raise ConfigError(f"{name} must name a folder, got {value!r}")
 
 
-GROUPS = {
-    "data": DataOptions,
-    "model": ModelOptions,
-    "training": TrainOptions,
-    "run": RunOptions,
-}
-
-
-_TYPES = {name: kind for group in GROUPS.values() for name, kind in get_type_hints(group).items()}
+COMMAND = cli.Command(
+    "train",
+    """\
+Trains a multi-domain multi-task model on a log and prints AUC and logloss per domain and task.
+Without any option it trains M3oE on a generated demo log, in a minute or two on a laptop.""",
+    examples=[
+        "",
+        "--epochs 3 --out runs/a",
+        "--out runs/a --epochs 6 --resume last",
+        "--schedule cosine --warmup 100 --clip_norm 1 --bilevel first_order",
+        "--data movielens-1m --data_path ml-1m.zip --lr 3e-3",
+        "--config runs/a/config.yaml --out runs/b --seed 1",
+    ],
+    groups={"data": DataOptions, "model": ModelOptions, "training": TrainOptions, "run": RunOptions},
+    interrupted="interrupted by Ctrl-C (--resume last goes on)",
+)
 
 
 @dataclass(frozen=True)
@@ -165,17 +135,6 @@ class Options:
         return flat | {"split": dataset.split, "split_seed": dataset.split_seed, "out": out}
 
 
-class HelpFormatter(DefaultHelpFormatter):
-    """Keeps the line breaks of description and epilog, and leaves Python types out of the help."""
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return "\n".join(indent + line for line in text.splitlines())
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        shown = action.default not in (None, argparse.SUPPRESS) and "default:" not in action.help
-        return f"{action.help} (default: %(default)s)" if shown else action.help
-
-
 def main(argv: list[str]) -> int:
     """Run the command; returns the exit status.
 
@@ -191,10 +150,10 @@ def _run(options: Options, out: str) -> int:
     console = make_console()
     folder = RunFolder(out)
     folder.check(resuming=continues(folder, options.run.resume))
-    device = _computing_device(options)
+    device = computing_device(options)
     dataset = load_options(options.data)
     torch.manual_seed(options.train.seed)
-    model = _make_model(options, dataset, device)
+    model = make_model(options, dataset, device)
     trainer = Trainer(
         model,
         dataset,
@@ -219,132 +178,7 @@ def parse(argv: Sequence[str]) -> Options:
         ConfigError: an option, a value or the YAML file is wrong; one line says which.
         SystemExit: --help or --print_config was asked for, and printed.
     """
-    parser = _make_parser()
-    argv = [_without_alias(argument) for argument in argv]
-    for argument in argv:
-        if argument.startswith("--"):
-            _check_known(argument.partition("=")[0])
-    paths, argv = _take_configs(argv)
-    configs = [f"--config={_read_config(parser, path)}" for path in paths]
-    try:
-        # The files go first: whatever else is on the line wins over them.
-        values = parser.parse_args([*configs, *argv])
-    except argparse.ArgumentError as error:
-        raise ConfigError(_explain(error)) from error
-    groups = [_take(group, vars(values)) for group in GROUPS.values()]
-    return Options(*groups)
-
-
-def _make_parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="python -m m3oe_fast.train",
-        description=DESCRIPTION,
-        usage="%(prog)s [--option value ...]",
-        epilog=EPILOG,
-        formatter_class=HelpFormatter,
-        exit_on_error=False,
-        default_env=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--config",
-        action=ActionConfigFile,
-        help="A YAML file of options, name: value on each line; the rest of the line wins over it.",
-    )
-    for title, group in GROUPS.items():
-        add_arguments(parser, group, title)
-    return parser
-
-
-def _without_alias(argument: str) -> str:
-    name, equals, value = argument.partition("=")
-    return ALIASES.get(name, name) + equals + value
-
-
-def _take_configs(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The files named by --config, in their order, and the rest of the line."""
-    paths, rest = [], []
-    left = iter(argv)
-    for argument in left:
-        name, equals, path = argument.partition("=")
-        if name != "--config":
-            rest.append(argument)
-        elif equals or (path := next(left, None)) is not None:
-            paths.append(path)
-        else:
-            raise ConfigError("--config must be followed by the path of a YAML file")
-    return paths, rest
-
-
-def _read_config(parser: ArgumentParser, path: str) -> str:
-    """The options in a file, by our names, as YAML; parsed on their own first, so that an error names the file."""
-    try:
-        with open(path, encoding="utf-8") as stream:
-            content = yaml.safe_load(stream)
-        if not isinstance(content, dict):
-            raise ConfigError("it holds no options; write name: value on each line")
-        renamed: dict[str, Any] = {}
-        for name, value in content.items():
-            ours = _without_alias(f"--{name}").removeprefix("--")
-            _check_known(ours, prefix="")
-            if ours not in _TYPES:
-                raise ConfigError(f"{ours} works on the line only")
-            if ours in renamed:
-                raise ConfigError(f"{ours} is there twice, once by another name; drop one")
-            renamed[ours] = _word(value, _TYPES[ours])
-        text = yaml.safe_dump(renamed, sort_keys=False, allow_unicode=True)
-        parser.parse_string(text)
-        return text
-    except OSError as error:
-        raise ConfigError(f"config file {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, ConfigError) as error:
-        raise ConfigError(f"config file {path}: {_one_line(error)}") from error
-    except argparse.ArgumentError as error:
-        raise ConfigError(f"config file {path}: {_explain(error)}") from error
-
-
-def _word(value: Any, kind: Any) -> Any:
-    """``value``, or the word behind it where YAML took a bare on or off for true or false."""
-    if isinstance(value, bool) and {"on", "off"} & set(get_args(kind)):
-        return "on" if value else "off"
-    return value
-
-
-def _check_known(name: str, prefix: str = "--") -> None:
-    known = {prefix + field: prefix + field for field in (*_TYPES, "config", "print_config", "help")}
-    if name not in known:
-        for theirs, ours in ALIASES.items():
-            known[prefix + theirs.removeprefix("--")] = prefix + ours.removeprefix("--")
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {known[close[0]]}?" if close else "see --help"
-        raise ConfigError(f"unknown option {name}; {hint}")
-
-
-def _explain(error: argparse.ArgumentError) -> str:
-    """A parser's message as one line that says what the option takes."""
-    message = _one_line(error)
-    named = re.match(r'Parser key "(\w+)":', message)
-    value = re.search(r"[Vv]alue: (.*)$", message)
-    if not named or not value or named[1] not in _TYPES:
-        return message
-    return f"--{named[1]} must be {_expected(_TYPES[named[1]])}, got {value[1]}"
-
-
-def _expected(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return "one of " + ", ".join(get_args(kind))
-    names = {int: "a whole number", float: "a number", float | None: "a number", bool: "true or false"}
-    if list[int] in get_args(kind):
-        return "a whole number or a list of them"
-    return names.get(kind, "text (in a YAML file, put it in quotes)")
-
-
-def _one_line(error: Exception) -> str:
-    return re.sub(r"\s+", " ", str(error)).strip()
-
-
-def _take(group: type, values: dict[str, Any]) -> Any:
-    return group(**{field.name: values[field.name] for field in dataclasses.fields(group)})
+    return Options(*COMMAND.parse(argv))
 
 
 def _widths(value: int | Sequence[int] | str) -> tuple[int, ...]:
@@ -376,50 +210,56 @@ def _run_folder(options: Options) -> Iterator[str]:
                     folder.rmdir()
 
 
-def _computing_device(options: Options) -> torch.device:
-    """Where the run computes; what cannot run is refused before a log is read, which can take long."""
-    run = options.run
-    device = choose_device(run.device, run.backend, run.precision)
-    backend = backends.choose(run.backend, device, torch.float32, run.precision)
+def computing_device(options: Options) -> torch.device:
+    """Where the run computes; what cannot run is refused before a log is read, which can take long.
+
+    Raises:
+        UserError: the device, the backend, or a size of the model is impossible.
+    """
+    device, backend = options.run.choose()
     graph.is_used(options.train, device, backend)
-    options.model.config(vocab_sizes=(1,), num_dense=0, num_domains=1, num_tasks=1)
+    options.model.config(Schema(fields=("any",), vocab_sizes=(1,), dense=(), domains=("all",), tasks=("any",)))
     return device
 
 
-def _make_model(options: Options, dataset: Dataset, device: torch.device) -> M3oE:
-    schema = dataset.schema
-    config = options.model.config(schema.vocab_sizes, len(schema.dense), len(schema.domains), len(schema.tasks))
-    run = options.run
-    backend = backends.choose(run.backend, device, torch.float32, run.precision)
+def make_model(options: Options, dataset: Dataset, device: torch.device) -> M3oE:
+    """A new model for a log; seed torch before it if its first weights are to be reproducible."""
+    config = options.model.config(dataset.schema)
+    _, backend = options.run.choose()
     # Made on the CPU, where its first weights are the same for every device.
-    return M3oE(config, backend=backend, precision=run.precision).to(device)
+    return M3oE(config, backend=backend, precision=options.run.precision).to(device)
 
 
 def _describe(trainer: Trainer, options: Options) -> list[str]:
-    model = trainer.model
+    model, train = trainer.model, options.train
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    device = device_of(model)
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    isa = f", instruction set {model.isa_name}" if model.isa_name else ""
-    computed = model.compute_precision
-    precision = model.precision + (f" (computed in {computed} here)" if computed != model.precision else "")
-    train = options.train
-    graphs = ", steps as CUDA graphs" if graph.is_used(train, device, model.backend_name) else ""
+    bags = bool(model.config.bag_vocab_sizes)
+    graphed = graph.is_used(train, device_of(model), model.backend_name, bags)
+    batch = f"batch {train.batch_size:,}" + (f" x {train.accumulate}" if train.accumulate > 1 else "")
+    rate = f"lr {train.lr:g}" + ("" if train.schedule == "constant" else f" ({train.schedule})")
     table = ""
     if train.embedding_optimizer != "same":
         table = f"; embedding: {train.embedding_optimizer}, lr {train.table_lr:g}, only the rows in the batch"
-    outer = {
-        "off": "fixed",
-        "published": f"one outer step an epoch, at most {trainer.outer_steps:,}, lr {train.fusion_lr:g}",
-        "alternating": f"an outer step every {train.outer_every} steps, at most {trainer.outer_steps:,}, "
-        f"lr {train.fusion_lr:g}",
-    }[train.bilevel]
     return [
         f"model     {options.model.model}, {parameters:,} parameters",
-        f"backend   {model.backend_name}{isa}, {precision}, {where}",
-        f"training  at most {train.epochs} epochs, batch {train.batch_size:,}, {train.optimizer}, "
-        f"lr {train.lr:g}, seed {train.seed}{graphs}{table}; fusion weights: {outer}",
+        f"backend   {place(model)}",
+        f"training  at most {train.epochs} epochs, {batch}, {train.optimizer}, {rate}, seed {train.seed}"
+        + (", steps as CUDA graphs" if graphed else "")
+        + f"{table}; fusion weights: {_outer(trainer, train)}",
     ]
+
+
+def _outer(trainer: Trainer, train: TrainOptions) -> str:
+    """How the fusion weights are trained, in words."""
+    if train.bilevel == "off":
+        return "fixed"
+    if train.bilevel == "joint":
+        return f"with the network, lr {train.fusion_lr:g}"
+    how = (
+        "one outer step an epoch" if train.bilevel == "published" else f"an outer step every {train.outer_every} steps"
+    )
+    mode = "" if train.bilevel in ("published", "alternating") else f"{train.bilevel}, "
+    return f"{mode}{how}, at most {trainer.outer_steps:,}, lr {train.fusion_lr:g}"
 
 
 def _closing(result: Result, out: str) -> str:

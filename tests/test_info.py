@@ -3,13 +3,14 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from m3oe_fast import _extension, _threads
-from m3oe_fast.info import _precisions
+from m3oe_fast.info import EXTRAS, _precisions, describe
 
 
 def python(*argv: str, **environment: str) -> subprocess.CompletedProcess:
@@ -36,8 +37,35 @@ def test_report_names_versions_backends_and_instruction_sets():
     assert lines["backend cpu"].strip() == "on"
     assert "not built yet" in lines["backend cuda"]
     assert "scalar" in lines["instruction sets found"]
-    assert {"threads", "CUDA", "python", "compiler"} <= set(lines)
+    assert {"threads", "CUDA", "python", "compiler", "pandas"} <= set(lines)
     assert lines["precisions"].strip().startswith("fp32")
+
+
+def test_extras_are_there_with_their_versions_or_say_how_to_get_them(monkeypatch):
+    versions = {"optuna": "5.0", "matplotlib": "3.8"}
+    monkeypatch.setattr("m3oe_fast.info._version", versions.get)
+    lines = describe()
+    assert lines["for tune"] == "optuna 5.0"
+    assert lines["for report"] == "off: pip install 'm3oe_fast[report]'"  # scikit-learn is missing
+    assert lines["for wandb"] == "off: pip install 'm3oe_fast[wandb]'"
+    assert lines["numpy"] == "not installed"
+
+
+def test_extras_are_those_of_the_package():
+    pyproject = Path(__file__).parents[1] / "pyproject.toml"
+    if sys.version_info < (3, 11) or not pyproject.is_file():
+        pytest.skip("needs the source tree and tomllib")
+    import tomllib
+
+    declared = tomllib.loads(pyproject.read_text())["project"]["optional-dependencies"]
+    for extra, packages in EXTRAS.items():
+        assert tuple(requirement.split(">=")[0] for requirement in declared[extra]) == packages
+
+
+def test_nothing_but_help_can_be_asked_for():
+    result = python("-m", "m3oe_fast.info", "--config", "x")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "error: unknown option --config; see --help\n"
 
 
 @pytest.mark.parametrize("isa", _extension.load().cpu_isas())

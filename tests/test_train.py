@@ -9,32 +9,21 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
 import yaml
 
 import m3oe_fast
-from m3oe_fast import M3oE, backends
+from m3oe_fast import M3oE, M3oEConfig, backends
+from m3oe_fast.data import Schema
 from m3oe_fast.errors import CheckpointError, ConfigError, UserError
 from m3oe_fast.prepare import main as prepare
 from m3oe_fast.train import _describe, main, parse
 from m3oe_fast.training.device import choose_device
 
-SMALL = [
-    "--backend=reference",
-    "--embed_dim=4",
-    "--star_dim=8",
-    "--hidden_dim=8",
-    "--expert_dims=4",
-    "--tower_dim=4",
-    "--shared_experts=2",
-    "--batch_size=128",
-    "--lr=0.01",
-    "--patience=0",
-    "--outer_every=3",
-]
+from .small_run import SMALL, write_small_log
+
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 SOURCE = Path(m3oe_fast.__file__).parents[1]
 
@@ -51,25 +40,7 @@ def one_thread():
 @pytest.fixture(scope="module")
 def log(tmp_path_factory):
     """Options that name a small RecBole log with three domains by age and two tasks."""
-    folder = tmp_path_factory.mktemp("log") / "small"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    users, items, rows = 40, 30, 1500
-    age = rng.integers(15, 60, users)
-    user, item = rng.integers(0, users, rows), rng.integers(0, items, rows)
-    rating = np.clip(np.round(1 + item / 6 + rng.normal(0, 1, rows)), 1, 5).astype(int)
-    lines = [f"{u}\t{i}\t{r}\t{t}" for t, (u, i, r) in enumerate(zip(user, item, rating, strict=True))]
-    head = "user_id:token\titem_id:token\trating:float\ttimestamp:float"
-    (folder / "small.inter").write_text("\n".join([head, *lines]) + "\n")
-    lines = [f"{u}\t{a}" for u, a in enumerate(age)]
-    (folder / "small.user").write_text("\n".join(["user_id:token\tage:float", *lines]) + "\n")
-    return [
-        f"--data=recbole:{folder}",
-        "--domain_column=age",
-        "--domain_bins=25,35",
-        "--labels=click=rating>3,like=rating>4",
-        f"--cache_dir={tmp_path_factory.mktemp('cache')}",
-    ]
+    return write_small_log(tmp_path_factory.mktemp("log") / "small", tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(autouse=True)
@@ -87,11 +58,12 @@ def test_defaults_are_the_documented_line():
     assert (data.data, data.split, data.split_seed) == ("demo", "random", 0)
     assert (train.epochs, train.batch_size, train.lr, train.fusion_lr) == (10, 4096, 1e-3, 1e-3)
     assert (train.seed, train.weight_decay, train.patience) == (2022, 1e-5, 3)
-    assert (train.bilevel, train.outer_every, train.optimizer) == ("alternating", 50, "adam")
+    assert (train.bilevel, train.outer_every, train.optimizer) == ("alternating", 20, "adam")
     assert (train.embedding_optimizer, train.embedding_lr) == ("same", None)
     assert (run.device, run.backend, run.precision) == ("auto", "auto", "fp32")
     assert (run.out, run.resume, train.cuda_graph) == (None, None, "auto")
-    config = model.config((7, 8), 1, 3, 2)
+    config = model.config(Schema(("user", "domain"), (7, 8), ("age",), ("a", "b", "c"), ("click", "like")))
+    assert (config.num_dense, config.num_domains, config.num_tasks) == (1, 3, 2)
     assert (config.shared_experts, config.embed_dim, config.expert_dims) == (4, 16, (64,))
     assert (config.star_dim, config.hidden_dim, config.tower_dim) == (512, 256, 64)
     assert (model.model, config.fusion_init, config.init) == ("m3oe", 1.0, "published")
@@ -181,7 +153,9 @@ def test_help_names_every_option_with_its_default_and_no_python(capsys):
         "--batch_size",
         "(default: 4096)",
         "--resume",
-        "--learning_rate_darts = --fusion_lr",
+        "--learning_rate_darts         = --fusion_lr",
+        "--gradient_accumulation_steps = --accumulate",
+        "exit status: 0 done, 2 wrong input",
         "--device {auto,cpu,cuda}",
         "--cuda_graph {auto,on,off}",
     ):
@@ -197,9 +171,12 @@ def test_help_names_every_option_with_its_default_and_no_python(capsys):
     [
         ("--learning_rat 3", "unknown option --learning_rat; did you mean --lr"),
         ("--xyz=3", "unknown option --xyz; see --help"),
-        ("--ep 3", "unknown option --ep"),
-        ("stray", "stray"),
-        ("--epochs", "--epochs.* expected one argument"),
+        ("--ep 3", "unknown option --ep; did you mean --epochs"),
+        ("stray", "'stray' belongs to no option"),
+        ("-e 3", "unknown option -e; see --help"),
+        ("--epochs", "--epochs must be followed by a whole number"),
+        ("--lr --epochs 3", "--lr must be followed by a number"),
+        ("--profile maybe", "--profile must be true or false, got maybe"),
         ("--epochs x", "--epochs must be a whole number, got x"),
         ("--epochs 2.5", "--epochs must be a whole number, got 2.5"),
         ("--lr high", "--lr must be a number, got high"),
@@ -331,8 +308,10 @@ def test_a_run_from_start_to_serving(log, capsys):
     assert sorted(path.name for path in Path("runs/a").iterdir()) == [
         "checkpoints",
         "config.yaml",
+        "fusion.csv",
         "metrics.csv",
         "metrics.json",
+        "metrics.jsonl",
     ]
     assert metrics["data"]["domains"] == ["<25", "25-34", ">=35"]
     assert metrics["backend"] == "reference"
@@ -413,6 +392,7 @@ def test_start_says_what_the_products_are_computed_in(asked, computed, words):
         precision=asked,
         compute_precision=computed,
         parameters=lambda: iter(weights),
+        config=SimpleNamespace(bag_vocab_sizes=()),
     )
     (line,) = [
         line for line in _describe(SimpleNamespace(model=model, outer_steps=1), parse([])) if line.startswith("backend")
@@ -430,11 +410,27 @@ def test_start_names_the_gpu_and_says_whether_there_are_graphs(monkeypatch, choi
         precision="tf32",
         compute_precision="tf32",
         parameters=lambda: iter([weight]),
+        config=SimpleNamespace(bag_vocab_sizes=()),
     )
     trainer = SimpleNamespace(model=model, outer_steps=1)
     _, backend, training = _describe(trainer, parse([f"--cuda_graph={choice}"]))
     assert backend == "backend   triton, tf32, GPU of cuda:0"
     assert words in training
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("--bilevel=off", "fusion weights: fixed"),
+        ("--bilevel=joint --fusion_lr=0.5", "fusion weights: with the network, lr 0.5"),
+        ("--bilevel=published", "fusion weights: one outer step an epoch, at most 7, lr 0.001"),
+        ("--bilevel=implicit", "fusion weights: implicit, an outer step every 20 steps, at most 7, lr 0.001"),
+        ("--accumulate=4 --schedule=cosine", "batch 4,096 x 4, adam, lr 0.001 (cosine), seed"),
+    ],
+)
+def test_start_says_how_it_trains(line, words):
+    model = M3oE(M3oEConfig((3,), 0, 1, 1, star_dim=2, hidden_dim=2), backend="reference")
+    assert words in _describe(SimpleNamespace(model=model, outer_steps=7), parse(line.split()))[-1]
 
 
 def test_ctrl_c_in_the_first_epoch_prints_no_table(log, capsys, monkeypatch):

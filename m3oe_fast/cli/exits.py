@@ -1,4 +1,4 @@
-"""What every ``python -m m3oe_fast.<command>`` shares: errors and warnings as one line, exit codes, Ctrl-C.
+"""How a command ends: errors and warnings as one line, exit codes, Ctrl-C.
 
 Exit codes: 0 done, 2 the user's input is wrong or a file or device refused, 130 interrupted.
 """
