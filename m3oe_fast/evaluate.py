@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from m3oe_fast import checkpoint, cli
 from m3oe_fast.cli.compute import ComputeOptions, place
+from m3oe_fast.cli.matching import check_fit
 from m3oe_fast.cli.output import check_output, write_json
 from m3oe_fast.cli.run_config import options_of_run, parse_with_data_of
 from m3oe_fast.data import load_options
 from m3oe_fast.data.dataset import Dataset
 from m3oe_fast.data.options import DataOptions, option
-from m3oe_fast.errors import CheckpointError, ConfigError
+from m3oe_fast.errors import ConfigError
 from m3oe_fast.model import M3oE
 from m3oe_fast.training.console import make_console, print_scores, say
 from m3oe_fast.training.evaluation import evaluate
-from m3oe_fast.training.resume import short
 
 PARTS = ("train", "val", "test")
-SHOWN = 8  # entries of a list that a message can hold
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ def main(argv: list[str]) -> int:
         check_output("json", target, overwrite=True)
     model = compute.load(options.checkpoint)
     dataset = load_options(data)
-    _check_fit(model, options.checkpoint, dataset)
+    check_fit(model, options.checkpoint, dataset)
     part = getattr(dataset, options.part)
     console = make_console()
     say(console, f"data      {dataset.name}, split {dataset.split} (split seed {dataset.split_seed})")
@@ -103,38 +101,6 @@ def _is_divided_otherwise(path: str, dataset: Dataset) -> bool:
     run = options_of_run(path) or {}
     division = {"split": dataset.split, "split_seed": dataset.split_seed}
     return any(run.get(name, value) != value for name, value in division.items())
-
-
-def _check_fit(model: M3oE, name: str, dataset: Dataset) -> None:
-    """Ids mean the same to the model called ``name`` and to the data only if both have the same vocabularies.
-
-    Raises:
-        CheckpointError: they have not; the message names what differs first.
-    """
-    if model.encoder is None:
-        raise CheckpointError(
-            f"{name} holds no vocabularies, so nobody knows what its ids mean; use a checkpoint of a run"
-        )
-    own, other = model.encoder.to_dict(), dataset.encoder.to_dict()
-    differs = _first_difference(own["schema"], other["schema"]) or _first_difference(own, other)
-    if differs:
-        raise CheckpointError(
-            f"{name} does not fit {dataset.name}, split {dataset.split} (split seed {dataset.split_seed}): "
-            f"{differs}; name the log and split it was trained on, or score raw rows with m3oe_fast.predict"
-        )
-
-
-def _first_difference(own: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
-    for name in dict.fromkeys([*own, *other]):
-        mine, theirs = own.get(name), other.get(name)
-        if mine == theirs:
-            continue
-        if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
-            return f"{name}: {_first_difference(mine, theirs)}"
-        if isinstance(mine, list) and isinstance(theirs, list) and len(mine) > SHOWN < len(theirs):
-            return f"{name} has {len(mine):,} entries in the model and {len(theirs):,} in the data, not the same ones"
-        return f"{name} is {short(mine)} in the model and {short(theirs)} in the data"
-    return None
 
 
 def _record(options: EvaluateOptions, dataset: Dataset, model: M3oE, rows: int) -> dict[str, Any]:

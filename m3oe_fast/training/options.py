@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from m3oe_fast.data.options import option
 from m3oe_fast.errors import ConfigError
+from m3oe_fast.training.loggers import parse_names
 
 Optimizer = Literal["adam", "adamw"]
 EmbeddingOptimizer = Literal["same", "lazy_adam", "row_adagrad"]
@@ -113,7 +114,7 @@ class TrainOptions:
         1, "Newest checkpoints kept: last, and with 2 or more also epoch-N of the epochs before. best is always kept."
     )
     logger: str = option(
-        "", "Where else the numbers go, beside CSV and JSON lines: tensorboard, wandb, or tensorboard,wandb."
+        "", "Where else the numbers go, beside CSV and JSON lines: tensorboard, wandb, tensorboard,wandb, or none."
     )
     profile: bool = option(False, "Measure where the time goes and write profile.json.")
     seed: int = option(2022, "Seed of the first weights and of the order of the rows.")
@@ -127,6 +128,7 @@ class TrainOptions:
                 raise ConfigError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
         if not isinstance(self.profile, bool):
             raise ConfigError(f"profile must be true or false, got {self.profile!r}")
+        parse_names(self.logger)
         self._check_together()
 
     def _check_integers(self) -> None:
