@@ -7,8 +7,10 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from m3oe_fast import checkpoint
 from m3oe_fast.errors import ConfigError, UserError
 from m3oe_fast.training.run_folder import RunFolder, reserve_default, root_of, write_text
 
@@ -71,7 +73,10 @@ def test_unreadable_metrics_json_counts_as_none(tmp_path):
 
 def test_history_has_a_row_per_epoch_and_empty_cells_for_undefined(tmp_path):
     run = RunFolder(tmp_path)
-    run.write_history([{"epoch": 1, "val_auc/<25,odd/x": None}, {"epoch": 2, "val_auc/<25,odd/x": 0.5}])
+    rows = [{"epoch": 1, "val_auc/<25,odd/x": None}, {"epoch": 2, "val_auc/<25,odd/x": 0.5}]
+    run.write_history(rows, [{"val": {"x": None}}, {"val": {"x": 0.5}}], [{"step": 3, "alpha": 0.7}])
+    assert run.records.read_text() == '{"val": {"x": null}}\n{"val": {"x": 0.5}}\n'
+    assert run.fusion.read_text() == "step,alpha\n3,0.7\n"
     with run.history.open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert rows == [
@@ -139,13 +144,40 @@ def test_a_folder_closed_to_us_is_one_line(tmp_path, monkeypatch):
     assert root_of(tmp_path / "closed" / "a") is None
 
 
-def test_rows_of_the_history_are_counted(tmp_path):
+def test_history_is_written_where_it_differs_and_left_alone_where_not(tmp_path):
     run = RunFolder(tmp_path)
-    assert run.epochs_in_history() == 0
-    run.write_history([{"epoch": 1}, {"epoch": 2}])
-    assert run.epochs_in_history() == 2
-    run.history.write_bytes(b"\xff\xfe")
-    assert run.epochs_in_history() == 0
+    history = [{"epoch": 1}], [{"epoch": 1}], [{"step": 1}]
+    run.write_history(*history)
+    run.records.write_bytes(b"\xff\xfe")  # damaged
+    before = {path: path.stat().st_mtime_ns for path in (run.history, run.fusion)}
+    run.write_history(*history)
+    assert run.records.read_text() == '{"epoch": 1}\n'
+    assert {path: path.stat().st_mtime_ns for path in (run.history, run.fusion)} == before
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_newest_epochs_are_kept_as_they_were(tmp_path, monkeypatch, links):
+    run = RunFolder(tmp_path)
+    last = run.checkpoint("last") / "model.pt"
+    if not links:
+        monkeypatch.setattr("os.link", refuse_everything)
+    for epoch in (1, 2, 3, 4):
+        checkpoint.write(last, {"epoch": epoch})
+        run.keep_epoch(epoch, 2)
+    kept = {path.name: torch.load(path / "model.pt")["epoch"] for path in (tmp_path / "checkpoints").iterdir()}
+    assert kept == {"last": 4, "epoch-3": 3, "epoch-4": 4}
+    (tmp_path / "checkpoints" / "epoch-of-mine").mkdir()
+    run.keep_epoch(4, 1)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["epoch-of-mine", "last"]
+
+
+def test_a_disk_without_room_for_one_more_epoch_is_one_line(tmp_path, monkeypatch):
+    run = RunFolder(tmp_path)
+    checkpoint.write(run.checkpoint("last") / "model.pt", {})
+    monkeypatch.setattr("os.link", refuse_everything)
+    monkeypatch.setattr("shutil.copyfile", refuse_everything)
+    with pytest.raises(UserError, match="cannot write .*epoch-1.*Permission denied"):
+        run.keep_epoch(1, 2)
 
 
 def test_root_of_a_run_or_its_checkpoint(tmp_path):
