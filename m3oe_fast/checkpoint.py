@@ -10,7 +10,7 @@ import os
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -73,8 +73,28 @@ def write(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
         CheckpointError: the folder cannot be written or the disk is full; the old file is untouched.
     """
     path = Path(path)
+    cause: list[OSError] = []
     try:
         with replacing(path) as stream:
-            torch.save({"format": FORMAT, **content}, stream)
+            torch.save({"format": FORMAT, **content}, _Watched(stream, cause))
     except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"cannot write {path}: {error}") from error
+        reason = cause[0] if cause else error
+        raise CheckpointError(f"cannot write {path}: {getattr(reason, 'strerror', None) or reason}") from error
+
+
+class _Watched:
+    """A stream that remembers why it could not be written: torch.save raises an error of its own that does not say."""
+
+    def __init__(self, stream: BinaryIO, cause: list[OSError]) -> None:
+        self._stream = stream
+        self._cause = cause
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._stream.write(data)
+        except OSError as error:
+            self._cause.append(error)
+            raise
+
+    def flush(self) -> None:
+        self._stream.flush()

@@ -1,6 +1,8 @@
 """Checkpoint files: whole or not at all, and one line for every way in which one can be wrong."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -122,3 +124,20 @@ def test_a_file_where_the_folder_should_be(tmp_path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(CheckpointError, match="cannot write"):
         M3oE(CONFIG).save(tmp_path / "taken")
+
+
+def test_a_disk_that_fills_up_while_writing_is_named_as_such(tmp_path):
+    """By a limit on the size of files, in a process of its own; the file before stays."""
+    checkpoint.write(tmp_path / "model.pt", {"config": {}})
+    before = (tmp_path / "model.pt").read_bytes()
+    program = (
+        "import resource, sys, torch; from pathlib import Path; from m3oe_fast import checkpoint\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "try: checkpoint.write(sys.argv[1], {'weights': torch.zeros(1_000_000)})\n"
+        "except checkpoint.CheckpointError as error: print(error)\n"
+    )
+    call = [sys.executable, "-c", program, str(tmp_path / "model.pt")]
+    done = subprocess.run(call, capture_output=True, text=True, check=True)
+    assert done.stdout == f"cannot write {tmp_path / 'model.pt'}: File too large\n"
+    assert (tmp_path / "model.pt").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]

@@ -176,7 +176,7 @@ def test_a_disk_without_room_for_one_more_epoch_is_one_line(tmp_path, monkeypatc
     checkpoint.write(run.checkpoint("last") / "model.pt", {})
     monkeypatch.setattr("os.link", refuse_everything)
     monkeypatch.setattr("shutil.copyfile", refuse_everything)
-    with pytest.raises(UserError, match="cannot write .*epoch-1.*Permission denied"):
+    with pytest.raises(UserError, match=r"cannot write .*epoch-1.*Permission denied"):
         run.keep_epoch(1, 2)
 
 
