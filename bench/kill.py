@@ -1,8 +1,8 @@
 """`python -m bench.kill`: kill -9 at random moments of a training run, resume, and compare the final weights.
 
 One run of `python -m m3oe_fast.train` is left alone. Every other run of the same options is killed with SIGKILL after a
-random time, drawn evenly from the length of the first, and started again with `--resume last` until it ends; a run may
-be killed several times. Equal are all weights, bit for bit, of `checkpoints/best` and `checkpoints/last`, the state of
+random time, drawn evenly from the length of the first (again if it has ended by then), and started again with
+`--resume last` until it ends; a run may be killed several times. Equal are all weights, bit for bit, of `checkpoints/best` and `checkpoints/last`, the state of
 the optimizers, and the rows of metrics.csv and fusion.csv less their seconds.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -47,6 +48,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
         whole = root / "whole"
+        _finish(_start(root / "first", options, resume=False))  # which also prepares the log
         started = time.perf_counter()
         _finish(_start(whole, options, resume=False))
         length = time.perf_counter() - started
@@ -54,8 +56,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         trials = []
         for number in range(options.trials):
             folder = root / f"trial-{number}"
-            moments = [draw.uniform(0.0, length) for _ in range(options.kills)]
-            killed = [_kill(folder, options, moment, first=not place) for place, moment in enumerate(moments)]
+            killed = [_kill(folder, options, draw.uniform(0.0, length), first=True)]
+            while killed[-1]["ended_before"]:
+                shutil.rmtree(folder)
+                killed = [_kill(folder, options, draw.uniform(0.0, length), first=True)]
+            killed += [_kill(folder, options, draw.uniform(0.0, length), first=False) for _ in range(options.kills - 1)]
             _finish(_start(folder, options, resume=True))
             different = differences(wanted, state_of(folder))
             command.say(f"trial {number + 1} of {options.trials}: killed {killed}, {different or 'identical'}")

@@ -78,6 +78,8 @@ def write(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
         with replacing(path) as stream:
             torch.save({"format": FORMAT, **content}, _Watched(stream, cause))
     except (OSError, RuntimeError) as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # torch.save hides that as well
+            raise error.__context__ from None
         reason = cause[0] if cause else error
         raise CheckpointError(f"cannot write {path}: {getattr(reason, 'strerror', None) or reason}") from error
 

@@ -265,8 +265,8 @@ def _outer(trainer: Trainer, train: TrainOptions) -> str:
 def _closing(result: Result, out: str) -> str:
     done = len(result.history)
     if result.ended == "interrupted":
-        when = f"after epoch {done}; to go on" if done else "before the first epoch was finished; to start again"
-        return f"interrupted {when}: python -m m3oe_fast.train --config {out}/config.yaml --resume last"
+        when = f"after epoch {done}" if done else "before the first epoch was finished"
+        return f"interrupted {when}; to go on: python -m m3oe_fast.train --config {out}/config.yaml --resume last"
     why = "stopped early" if result.ended == "patience" else "done"
     return f"{why} after epoch {done}; the weights in {out} are those of epoch {result.best_epoch}"
 

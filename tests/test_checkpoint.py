@@ -141,3 +141,22 @@ def test_a_disk_that_fills_up_while_writing_is_named_as_such(tmp_path):
     assert done.stdout == f"cannot write {tmp_path / 'model.pt'}: File too large\n"
     assert (tmp_path / "model.pt").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
+
+
+@pytest.mark.parametrize("before", [0, 1, 5])
+def test_ctrl_c_while_writing_is_no_full_disk(tmp_path, monkeypatch, before):
+    checkpoint.write(tmp_path / "model.pt", {"config": {}})
+    old = (tmp_path / "model.pt").read_bytes()
+    write, calls = checkpoint._Watched.write, []
+
+    def interrupted(stream, data):
+        calls.append(data)
+        if len(calls) > before:
+            raise KeyboardInterrupt
+        return write(stream, data)
+
+    monkeypatch.setattr(checkpoint._Watched, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.write(tmp_path / "model.pt", {"weights": torch.zeros(10_000)})
+    assert (tmp_path / "model.pt").read_bytes() == old
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]

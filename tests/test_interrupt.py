@@ -29,6 +29,18 @@ def test_handlers_are_put_back_and_a_new_run_starts_without_the_wish():
         assert not interrupt.requested
 
 
+def test_a_signal_that_was_ignored_before_stays_ignored(monkeypatch):
+    """As in a job that a script started in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        interrupt = Interrupt()
+        with interrupt.listening():
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not interrupt.requested
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_another_thread_leaves_the_handlers_alone():
     before = signal.getsignal(signal.SIGINT)
     seen = []

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from m3oe_fast import checkpoint
-from m3oe_fast.errors import CheckpointError
+from m3oe_fast.data import reader
+from m3oe_fast.errors import CheckpointError, ConfigError
 from m3oe_fast.training.console import Display
 from tests.test_trainer import (
     MODES,
@@ -105,7 +106,8 @@ def assert_same(one, other, where=""):
         compiled({"bilevel": "implicit"}),
     ],
 )
-def test_killed_after_any_step_and_resumed_is_the_same_run(tmp_path, changed, backend):
+def test_killed_after_any_step_and_resumed_is_the_same_run(tmp_path, monkeypatch, changed, backend):
+    monkeypatch.setattr(reader, "BLOCK_ROWS", 32)  # so that a small log has windows
     options = dataclasses.replace(STEPS, **changed)
     straight = make_trainer(options, out=tmp_path / "straight", model=make_model(backend=backend))
     straight.fit()
@@ -140,6 +142,45 @@ def test_a_checkpoint_inside_an_epoch_says_where_it_stands(tmp_path):
     assert said[0].startswith("resuming in epoch 1 after step 3 of 5")  # the step that was killed had not been written
     assert said[1] == (1, 300)
     assert said[2] == (2, 0)
+
+
+def test_going_back_inside_a_run_folder_is_refused(tmp_path):
+    """Its files would tell of two runs: best of the one, last and metrics of the other."""
+    options = dataclasses.replace(STEPS, epochs=3, keep_last=3)
+    make_trainer(options, out=tmp_path).fit()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for name in ("epoch-1", "epoch-2"):
+        with pytest.raises(ConfigError, match=f"{name}.* lies behind .* in another folder, with --out"):
+            make_trainer(options, out=tmp_path).fit(resume=tmp_path / "checkpoints" / name)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    make_trainer(options, out=tmp_path).fit(resume=tmp_path / "checkpoints" / "epoch-3")
+
+
+def test_a_kill_between_a_checkpoint_and_its_second_name_loses_no_epoch(tmp_path, monkeypatch):
+    options = dataclasses.replace(STEPS, keep_last=2)
+    trainer = make_trainer(options, out=tmp_path)
+    monkeypatch.setattr(trainer.run, "keep_epoch", lambda *arguments: die())
+    with pytest.raises(Killed):
+        trainer.fit()
+    make_trainer(options, out=tmp_path).fit(resume="last")
+    folder = tmp_path / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["best", "epoch-1", "epoch-2", "last"]
+
+
+def test_a_diverged_run_does_not_overwrite_its_last_good_state(tmp_path):
+    make_trainer(dataclasses.replace(STEPS, epochs=1), out=tmp_path).fit()
+    trainer = make_trainer(STEPS, out=tmp_path, display=After(2, lambda: trainer.model.embedding.data.fill_(torch.nan)))
+    with pytest.raises(ConfigError, match="diverged in epoch 2"):
+        trainer.fit(resume="last")
+    content = checkpoint.read(tmp_path / "checkpoints" / "last")
+    assert all(weight.isfinite().all() for weight in content["weights"].values())
+
+
+def test_an_interrupted_trainer_is_not_fitted_a_second_time():
+    trainer = make_trainer(STEPS, display=After(2, ask))
+    assert trainer.fit().ended == "interrupted"
+    with pytest.raises(ConfigError, match="was interrupted"):
+        trainer.fit()
 
 
 def test_checkpoints_come_every_so_many_steps_and_never_where_the_epoch_writes_one(tmp_path, monkeypatch):

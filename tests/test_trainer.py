@@ -20,7 +20,7 @@ from m3oe_fast.data.dataset import Dataset, Part
 from m3oe_fast.data.schema import Schema
 from m3oe_fast.errors import CheckpointError, ConfigError, DataError, UserError
 from m3oe_fast.train import parse
-from m3oe_fast.training import Trainer, TrainOptions
+from m3oe_fast.training import Trainer, TrainOptions, optimizers
 from m3oe_fast.training.console import ConsoleDisplay, Display, print_result
 from m3oe_fast.training.evaluation import evaluate
 from m3oe_fast.training.history import Stopper
@@ -239,6 +239,21 @@ def test_inner_steps_leave_fusion_and_outer_steps_leave_the_network():
     moved = {name for name, tensor in bits(trainer.model).items() if not torch.equal(tensor, before[name])}
     assert moved == {"alpha_domain", "alpha_task", "beta_domain", "beta_task"}
     assert all(parameter.grad is None for parameter in trainer.model.fusion_parameters())
+
+
+def test_an_interruption_between_two_switches_of_gradients_leaves_none_off(monkeypatch):
+    trainer = make_trainer(dataclasses.replace(OPTIONS, outer_every=1))
+    require, calls = optimizers._require, []
+
+    def interrupted(parameters, flags):
+        calls.append(1)
+        if len(calls) == 4:  # the network's weights of the first outer step, about to be switched on again
+            raise KeyboardInterrupt
+        require(parameters, flags)
+
+    monkeypatch.setattr(optimizers, "_require", interrupted)
+    assert trainer.fit().ended == "interrupted"
+    assert all(parameter.requires_grad for parameter in trainer.model.parameters())
 
 
 def seen_rows(trainer):

@@ -30,14 +30,16 @@ def evaluate(model: nn.Module, part: Part, dataset: Dataset, clock: Stopwatch | 
     model.eval()
     meter = Meter(dataset.schema.domains, dataset.schema.tasks)
     start = 0
-    for batch in clock.each("read", part.batches(EVALUATION_ROWS)):
-        with clock("score"):
-            logits = model(*to_device(batch, device).inputs).cpu().numpy()
-        with clock("metrics"):
-            end = start + len(logits)
-            meter.update(logits, batch.domain.numpy(), batch.label.numpy(), part.users(start, end))
-            start = end
-    model.train(was_training)
+    try:
+        for batch in clock.each("read", part.batches(EVALUATION_ROWS)):
+            with clock("score"):
+                logits = model(*to_device(batch, device).inputs).cpu().numpy()
+            with clock("metrics"):
+                end = start + len(logits)
+                meter.update(logits, batch.domain.numpy(), batch.label.numpy(), part.users(start, end))
+                start = end
+    finally:
+        model.train(was_training)
     with clock("metrics"):
         return meter.compute()
 

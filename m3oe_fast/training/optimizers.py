@@ -62,10 +62,13 @@ class Optimizers:
         model, sparse_before = self._model, self._model.sparse_grad
         model.sparse_grad = self.embedding is not None
         frozen = [] if self._is_joint else model.fusion_parameters()
+        every = list(model.parameters())
+        before = [parameter.requires_grad for parameter in every]
         try:
             with _frozen(frozen):
                 yield
         finally:
+            _require(every, before)  # Ctrl-C may have come while a step switched gradients off or on
             model.sparse_grad = sparse_before
             model.zero_grad(set_to_none=True)
 

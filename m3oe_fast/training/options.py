@@ -111,7 +111,7 @@ class TrainOptions:
         1000, "Steps between two checkpoints inside an epoch; 0 writes one at the end of each epoch only."
     )
     keep_last: int = option(
-        1, "Newest checkpoints kept: last, and with 2 or more also epoch-N of the epochs before. best is always kept."
+        1, "With 2 or more, checkpoints/epoch-N is kept of so many of the newest epochs, besides last and best."
     )
     logger: str = option(
         "", "Where else the numbers go, beside CSV and JSON lines: tensorboard, wandb, tensorboard,wandb, or none."
@@ -128,6 +128,9 @@ class TrainOptions:
                 raise ConfigError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
         if not isinstance(self.profile, bool):
             raise ConfigError(f"profile must be true or false, got {self.profile!r}")
+        for name in ("logger", "pair_weights"):
+            if not isinstance(getattr(self, name), str | type(None)):
+                raise ConfigError(f"{name} must be text, got {getattr(self, name)!r}")
         parse_names(self.logger)
         self._check_together()
 

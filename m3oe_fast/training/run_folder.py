@@ -178,8 +178,10 @@ def reserve_default(data: str, now: datetime) -> Path:
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    if not rows:
+        return ""
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

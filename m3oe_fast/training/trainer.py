@@ -15,7 +15,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -39,7 +39,15 @@ from m3oe_fast.training.loggers import Logger, make_loggers
 from m3oe_fast.training.optimizers import Optimizers
 from m3oe_fast.training.options import TrainOptions
 from m3oe_fast.training.profile import Stopwatch
-from m3oe_fast.training.resume import STATE_FORMAT, check_same, continues, find, position_behind, short
+from m3oe_fast.training.resume import (
+    STATE_FORMAT,
+    check_same,
+    continues,
+    find,
+    position_behind,
+    position_in,
+    short,
+)
 from m3oe_fast.training.run_folder import BEST, LAST, RunFolder
 from m3oe_fast.training.schedule import rate_factor
 from m3oe_fast.training.steps import EagerSteps, GraphedSteps, Steps
@@ -204,6 +212,8 @@ class Trainer:
         torch.manual_seed(self.options.seed)
         if resume is not None:
             self._resume(resume)
+        elif self._ended() is None and self.progress.position != (0, 0):
+            raise ConfigError("this run was interrupted: resume it from its folder, or make a new Trainer")
         finished_before = self._ended() is not None
         if self.run is not None and not (finished_before and self.run.holds_run()):
             default = config_of(self.model, self.dataset, self.options, str(self.run.root))
@@ -326,13 +336,15 @@ class Trainer:
             if (due or self._interrupt.requested) and step < self.steps_per_epoch:
                 seconds, cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
                 partial = Partial(step, rows, self.steps.loss_sum(), seconds, cpu_seconds)
+                # The last good state must not be lost to a bad one.
+                self._check_loss(number, partial.loss_sum / rows)
+                self._check_weights(number)
                 self.progress = dataclasses.replace(self.progress, partial=partial)
                 self._write_partial()
                 if self._interrupt.requested:
                     raise _Interrupted
         mean = self.steps.loss_sum() / rows
-        if not math.isfinite(mean):
-            raise self._diverged(number, f"the loss is {mean}")
+        self._check_loss(number, mean)
         return mean
 
     def _one_step(self, step: int, group: list[Batch]) -> None:
@@ -343,7 +355,7 @@ class Trainer:
         early = options.bilevel in _BEFORE_THE_STEP
         if early and step % options.outer_every == 0:
             self._outer_step(step // options.outer_every, group[0])
-            self._note_fusion(step)
+            self._note_fusion(step + 1)
         with self.clock("step"):
             self.steps.inner(group)
         if early:
@@ -367,7 +379,7 @@ class Trainer:
             self.steps.outer(held_out, held_out if training is None else training)
 
     def _note_fusion(self, step: int | None = None) -> None:
-        """Remember where the fusion weights stand after ``step`` steps of the run; None: at an epoch's end."""
+        """Remember where the fusion weights stand in or after step ``step`` of the run; None: at an epoch's end."""
         number = self.progress.epoch + 1
         at = number * self.steps_per_epoch if step is None else step
         with self.clock("log"):
@@ -380,10 +392,17 @@ class Trainer:
         schema = self.dataset.schema
         return flat_fusion(self.model.fusion_values(), schema.domains, schema.tasks)
 
-    def _check_finite(self, number: int, val: Scores) -> None:
-        """The loss of an epoch tells nothing of its last step."""
+    def _check_loss(self, number: int, mean: float) -> None:
+        if not math.isfinite(mean):
+            raise self._diverged(number, f"the loss is {mean}")
+
+    def _check_weights(self, number: int) -> None:
         if not all(bool(weight.isfinite().all()) for weight in self.model.state_dict().values()):
             raise self._diverged(number, "weights are not finite")
+
+    def _check_finite(self, number: int, val: Scores) -> None:
+        """The loss of an epoch tells nothing of its last step."""
+        self._check_weights(number)
         if not val.finite:
             raise self._diverged(number, "validation scores are not finite")
 
@@ -410,13 +429,12 @@ class Trainer:
             yield
             return
         step = self.progress.epoch * self.steps_per_epoch + self.progress.partial.step
-        self._loggers = make_loggers(self.options.logger, self.run.root, step)
-        try:
-            yield
-        finally:
+        with ExitStack() as stack:
+            self._loggers = make_loggers(self.options.logger, self.run.root, step)
             for logger in self._loggers:
-                logger.close()
-            self._loggers = []
+                stack.callback(logger.close)
+            yield
+        self._loggers = []
 
     # Files ------------------------------------------------------------------------------------
 
@@ -446,6 +464,8 @@ class Trainer:
             return
         if position_behind(self.run, LAST) < self.progress.position:
             self.model.save(self.run.checkpoint(LAST), trainer_state=self._state())
+        if not self.progress.partial.step and position_behind(self.run, LAST) == self.progress.position:
+            self.run.keep_epoch(self.progress.epoch, self.options.keep_last)
         self._write_history()
 
     def _write_history(self) -> None:
@@ -507,6 +527,7 @@ class Trainer:
             self.display.message("nothing to resume from: starting afresh")
             return
         file, content = found
+        self._check_newest(file, content, resume)
         check_same(file, content, self._identity(), self.model.config.to_dict(), self._fixed_options())
         state = content["trainer"]
         self.model.load_weights(content["weights"], source=str(file))
@@ -526,6 +547,15 @@ class Trainer:
         )
         self._written = self.progress.position
         self.display.message(self._resumed(file))
+
+    def _check_newest(self, file: Path, content: Mapping[str, Any], resume: str | os.PathLike[str]) -> None:
+        """Refuse to go back inside a run folder: its files would then tell of two runs."""
+        if self.run is None or not continues(self.run, resume) or file.parent.name in (LAST, BEST):
+            return
+        if position_in(content) < max(position_behind(self.run, name) for name in (LAST, BEST)):
+            raise ConfigError(
+                f"{file} lies behind what {self.run.root} has reached: go on from it in another folder, with --out"
+            )
 
     def _resumed(self, file: Path) -> str:
         epoch, step = self.progress.position
