@@ -2,8 +2,9 @@
 
 One run of `python -m m3oe_fast.train` is left alone. Every other run of the same options is killed with SIGKILL after a
 random time, drawn evenly from the length of the first (again if it has ended by then), and started again with
-`--resume last` until it ends; a run may be killed several times. Equal are all weights, bit for bit, of `checkpoints/best` and `checkpoints/last`, the state of
-the optimizers, and the rows of metrics.csv and fusion.csv less their seconds.
+`--resume last` until it ends; a run may be killed several times. Equal are all weights, bit for bit, of
+`checkpoints/best` and `checkpoints/last`, the state of the optimizers, and the rows of metrics.csv and fusion.csv less
+their seconds.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.gpu import table as gpu
-from bench.tables import bilevel, compare, epoch, kill, latency, loop, memory, scaling, seeds, stream
+from bench.tables import bilevel, compare, epoch, kill, latency, loop, memory, metrics, scaling, seeds, stream
 from m3oe_fast import cli
 from m3oe_fast.errors import DataError
 
@@ -23,6 +23,7 @@ RENDERERS = {
     "latency": latency.render,
     "loop": loop.render,
     "memory": memory.render,
+    "metrics": metrics.render,
     "scaling": scaling.render,
     "seeds": seeds.render,
     "stream": stream.render,

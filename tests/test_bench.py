@@ -37,6 +37,7 @@ from bench import (  # noqa: E402
     machine,
     memory,
     merge,
+    metrics,
     plot,
     report,
     scaling,
@@ -658,6 +659,21 @@ def test_loop_refuses_networks_that_differ(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(loop.PublishedM3oE, "forward", lambda self, ids, dense, domain: torch.zeros(len(domain), 2))
     with pytest.raises(gate.GateError, match="the networks differ"):
         loop._check_networks(loop._parse(["--backend", "reference"]))
+
+
+def test_metrics_agree_with_lists_before_anything_is_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(environment, "ensure", lambda allocator: None)
+    path = tmp_path / "metrics.json"
+    short = ["--rows", "3000", "--users", "40", "--rounds", "1", "--json", str(path)]
+    assert metrics.main(short) == 0
+    assert [row["name"] for row in json.loads(path.read_text())["contenders"]] == ["lists", "m3oe_fast"]
+    assert "3,000 scored rows of 40 users" in capsys.readouterr().out
+    right = metrics.listed(metrics.make_rows(3000, 40, 0))
+    monkeypatch.setattr(metrics, "listed", lambda columns: right | {"gauc": {"0/click": 0.9}})
+    assert metrics.main(short) == 1
+    assert "refused: gauc of 0/click" in capsys.readouterr().err
 
 
 def test_kill_sees_a_single_bit() -> None:
