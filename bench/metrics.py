@@ -1,9 +1,9 @@
 """`python -m bench.metrics`: CPU seconds to measure a million scored rows, against the lists of eager code.
 
 Rows have 3 domains, 2 tasks and a user. m3oe_fast is `Meter`, fed in batches of an evaluation: AUC, logloss,
-calibration and GAUC of every pair and every task. The opponent gathers Python lists per pair, as research code does, and
-measures them with torchmetrics (AUC) and NumPy (logloss, and GAUC by a loop over the users); calibration and the tasks
-as a whole it leaves out. Process CPU time on one thread. Both must agree before anything is printed.
+calibration and GAUC of every pair and every task. The opponent gathers Python lists per pair, as research code does,
+and measures them with torchmetrics (AUC) and NumPy (logloss, and GAUC by a loop over the users); calibration and the
+tasks as a whole it leaves out. Process CPU time on one thread. Both must agree before anything is printed.
 """
 
 from __future__ import annotations

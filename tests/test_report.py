@@ -122,7 +122,7 @@ def test_a_log_named_on_the_line_is_taken_and_must_be_there(run, log, tmp_path):
 def test_rows_of_another_split_are_refused(run):
     with pytest.raises(CheckpointError, match="the run divided its rows with split_seed 0, not 7; drop --split_seed"):
         main([str(run), "--split_seed=7"])
-    with pytest.raises(CheckpointError, match="does not fit recbole:small.*: domains is"):
+    with pytest.raises(CheckpointError, match=r"does not fit recbole:small.*: domains is"):
         main([str(run), "--domain_bins=20,40"])
 
 
