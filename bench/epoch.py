@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import torch
 
 from bench import command, document, timing
-from m3oe_fast import M3oE, M3oEConfig, cli
+from m3oe_fast import M3oE, cli
 from m3oe_fast.data import Dataset
+from m3oe_fast.train import ModelOptions
 from m3oe_fast.training import Result, Trainer, TrainOptions
 from m3oe_fast.training.console import Display
 
@@ -77,7 +78,7 @@ def fit(dataset: Dataset, backend: str, options: TrainOptions, precision: str = 
     """
     schema = dataset.schema
     torch.manual_seed(options.seed)
-    config = M3oEConfig(schema.vocab_sizes, len(schema.dense), len(schema.domains), len(schema.tasks))
+    config = ModelOptions().config(schema)
     model = M3oE(config, backend=backend, precision=precision)
     trainer = Trainer(model, dataset, options, display=Display())
     results: list[Result] = []
