@@ -26,7 +26,7 @@ def render(document: dict[str, Any]) -> list[str]:
         for row in modes
     ]
     head = ["bilevel", "mean test AUC", "std", "minus off", "better than off", "s per epoch", "s per run", *names]
-    rate = "lr" if settings["unroll_rate"] is None else f"{settings['unroll_rate']:g}"
+    rate = "default" if settings["unroll_rate"] is None else f"{settings['unroll_rate']:g}"
     return [
         f"**{document['data']}, split {settings['split']}: {seeds} seeds, at most {settings['epochs']} epochs, "
         f"fusion_lr {settings['fusion_lr']:g}, outer_every {settings['outer_every']}, "
