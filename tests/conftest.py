@@ -22,3 +22,12 @@ def poisoned_memory():
     yield
     torch.use_deterministic_algorithms(False)
     _extension.load().poison_workspace(False)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """For tests on sizes at which threads cost more than they bring."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

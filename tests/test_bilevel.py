@@ -37,13 +37,7 @@ CONFIG = M3oEConfig(
 RATE = 0.05
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads cost more than they bring at these sizes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # A problem with a known answer ------------------------------------------------------------------------------------

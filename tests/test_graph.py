@@ -32,13 +32,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 BACKENDS = [pytest.param("reference"), compiled()]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads cost more than they bring at these sizes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Repeats:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
@@ -23,13 +22,7 @@ from .small_run import SMALL, write_small_log
 FIGURES = {"curves", "fusion", "gates", "calibration", "embeddings"}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads cost more than they bring at these sizes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -29,13 +29,7 @@ from m3oe_fast.reporting.style import Drawn, Pair
 ODD = ("$x_1$ [b]", "_hidden", "a|b\nc", "", "<25", "a name that is much too long for any figure")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads cost more than they bring at these sizes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make_model(domains=3, tasks=2, shared=2, dtype=torch.float32, **changed):

@@ -25,13 +25,7 @@ OPTIONS = TrainOptions(epochs=2, batch_size=64, lr=1e-2, outer_every=2, patience
 PLACE = Place(torch.device("cpu"), "reference", "fp32")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads cost more than they bring at these sizes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make_part(rows, seed, users=True):

@@ -28,13 +28,7 @@ without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a G
 SOURCE = Path(m3oe_fast.__file__).parents[1]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads cost more than they bring at these sizes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

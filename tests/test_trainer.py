@@ -31,13 +31,7 @@ MODES = get_args(Bilevel)
 DOMAINS, TASKS = ("home", "live", "[b]odd"), ("click", "like")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads cost more than they bring at these sizes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 SCHEMA = Schema(("item", "domain"), (8, 3), ("age",), DOMAINS, TASKS)

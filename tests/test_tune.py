@@ -29,12 +29,7 @@ SOURCE = Path(m3oe_fast.__file__).parents[1]
 SPACE = "lr: {low: 1e-3, high: 1e-1, log: true}\nexpert_dims: {choices: [4, '4,3']}\n"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
