@@ -4,6 +4,7 @@ Generated examples have no time limit, so a busy machine fails no test, and are 
 """
 
 import os
+import signal
 
 import pytest
 import torch
@@ -13,6 +14,9 @@ from m3oe_fast import _extension
 
 settings.register_profile("steady", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("steady")
+
+# What a script starts in the background ignores Ctrl-C, and so would every process that a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
