@@ -95,17 +95,22 @@ def coarsened(runs: Runs, bits: int) -> Runs:
 
 def areas(runs: Runs) -> Areas:
     """Count the pairs in order of each group of ``runs``."""
-    group = (runs.code >> _KEY_BITS).astype(np.int64)
+    group = (runs.code >> _KEY_BITS).view(np.int64)
     starts = _starts(group)
     group = group[starts]
     negatives, positives = _sums(runs.negatives, starts), _sums(runs.positives, starts)
-    below = np.cumsum(runs.negatives) - runs.negatives
-    below -= np.repeat(below[starts], np.diff(starts, append=len(below)))
     most = int(negatives.max(initial=0)) * int(positives.max(initial=0)) * 2
     number = np.int64 if most < 2**63 else np.float64
-    own, others = runs.positives.astype(number), runs.negatives.astype(number)
-    ordered = _sums(own * (2 * below.astype(number) + others), starts)
-    return Areas(group, negatives, positives, ordered, _sums(own * others, starts))
+    # In place, since this is where a meter needs most memory.
+    below = np.cumsum(runs.negatives)
+    below -= runs.negatives
+    below -= np.repeat(below[starts], np.diff(starts, append=len(below)))
+    below = below.astype(number, copy=False)
+    below *= 2
+    below += runs.negatives
+    below *= runs.positives
+    tied = np.multiply(runs.positives, runs.negatives, dtype=number)
+    return Areas(group, negatives, positives, _sums(below, starts), _sums(tied, starts))
 
 
 def auc(score: np.ndarray, positive: np.ndarray) -> Measure:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from m3oe_fast.data.hashing import mixed
@@ -9,6 +11,7 @@ from m3oe_fast.metrics.ranking import MOST_GROUPS, Areas, areas, runs_of_rows
 from m3oe_fast.metrics.rows import MISSING, UNKNOWN_USER, Rows, joined
 
 _SEED = 0x6A0C
+_AT_ONCE = 1 << 20  # rows ranked at once: bounds the memory that it takes
 _HASH_BITS = 64
 
 
@@ -23,24 +26,35 @@ def gauc(rows: Rows, domains: int) -> tuple[np.ndarray, np.ndarray]:
         float64 [D,T] of each pair, where a user's rows are those of the pair, and float64 [T] of each task.
     """
     tasks = rows.key.shape[1]
-    by_pair, by_task = np.full((domains, tasks), np.nan), np.full(tasks, np.nan)
-    users, user = np.unique(rows.user, return_inverse=True)
+    of_pairs, of_tasks = np.zeros((2, domains, tasks)), np.zeros((2, 1, tasks))
+    for some in _by_users(rows):
+        users, user = np.unique(some.user, return_inverse=True)
+        for task in range(tasks):
+            seen = some.positive[:, task] != MISSING
+            key, positive, own = some.key[seen, task], some.positive[seen, task] == 1, user[seen]
+            alone = areas(runs_of_rows(own, key, positive))
+            of_tasks[:, :, task] += _weighted(alone, np.zeros(len(alone.group), np.int64), 1)
+            of_pairs[:, :, task] += _of_domains(some.domain[seen], own, len(users), key, positive, domains)
+    with np.errstate(invalid="ignore"):
+        return of_pairs[0] / of_pairs[1], of_tasks[0, 0] / of_tasks[1, 0]
+
+
+def _by_users(rows: Rows) -> Iterator[Rows]:
+    """The rows with a user, as few users at a time as make about `_AT_ONCE` rows; depends on the set of rows alone."""
     known = rows.user != UNKNOWN_USER
-    for task in range(tasks):
-        seen = known & (rows.positive[:, task] != MISSING)
-        key, positive, own = rows.key[seen, task], rows.positive[seen, task] == 1, user[seen]
-        found = areas(runs_of_rows(own, key, positive))
-        by_task[task] = _weighted(found, np.zeros(len(found.group), np.int64), 1)[0]
-        if domains == 1:
-            by_pair[:, task] = by_task[task]
-        else:
-            by_pair[:, task] = _by_domain(rows.domain[seen], own, len(users), key, positive, domains)
-    return by_pair, by_task
+    parts = -(-int(known.sum()) // _AT_ONCE)
+    if parts == 1:
+        yield rows if known.all() else rows[known]
+        return
+    drawn = (mixed(rows.user, _SEED) % np.uint64(max(parts, 1))).astype(np.int32)
+    for part in range(parts):
+        yield rows[known & (drawn == part)]
 
 
-def _by_domain(
+def _of_domains(
     domain: np.ndarray, user: np.ndarray, users: int, key: np.ndarray, positive: np.ndarray, domains: int
 ) -> np.ndarray:
+    """As `_weighted`, over domains and with a user's rows in each domain by themselves."""
     group = domain.astype(np.int64) * users + user
     numbers = None
     if domains * users > MOST_GROUPS:
@@ -51,14 +65,15 @@ def _by_domain(
 
 
 def _weighted(found: Areas, parent: np.ndarray, parents: int) -> np.ndarray:
-    """float64 [parents]: means over the groups of each; the groups are ascending, so their order is always the same."""
-    mixed_users = (found.positives > 0) & (found.negatives > 0)
-    negatives, positives = found.negatives[mixed_users], found.positives[mixed_users]
-    area = found.twice_ordered[mixed_users] / (2.0 * negatives * positives)
-    weight, parent = negatives + positives, parent[mixed_users]
-    total = np.bincount(parent, weights=weight, minlength=parents)
-    with np.errstate(invalid="ignore"):
-        return np.bincount(parent, weights=weight * area, minlength=parents) / total
+    """float64 [2,parents]: sums of weight * AUC, and of the weights, over the groups of each parent.
+
+    The groups are ascending, so the sums are always in the same order.
+    """
+    both = (found.positives > 0) & (found.negatives > 0)
+    negatives, positives = found.negatives[both], found.positives[both]
+    area = found.twice_ordered[both] / (2.0 * negatives * positives)
+    weight, parent = negatives + positives, parent[both]
+    return np.stack([np.bincount(parent, weights=w, minlength=parents) for w in (weight * area, weight)])
 
 
 class UserSample:
