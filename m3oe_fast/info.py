@@ -10,7 +10,7 @@ import torch
 
 from m3oe_fast import __version__, _extension, _threads, backends, cli
 
-PACKAGES = ("torch", "numpy", "pandas", "pyarrow", "torchmetrics", "jsonargparse", "triton")
+PACKAGES = ("torch", "numpy", "pandas", "pyarrow", "jsonargparse", "triton")
 EXTRAS = {
     "tune": ("optuna",),
     "report": ("matplotlib", "scikit-learn"),

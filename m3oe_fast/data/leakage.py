@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 
+from m3oe_fast import metrics
 from m3oe_fast.data.arrow_columns import Coded
 from m3oe_fast.data.hashing import hash_texts, mixed
 from m3oe_fast.data.table import take_bag
@@ -136,16 +136,11 @@ def _mean_labels(column: np.ndarray | tuple[np.ndarray, np.ndarray], label: np.n
 
 
 def _auc(score: np.ndarray, label: np.ndarray) -> float | None:
-    """The share of (positive, negative) pairs in order, a tie is half; None with few rows of a class.
-
-    By ranks: ``metrics.auc`` needs torch, which preparing does without.
-    """
+    """AUC of a score, None with few rows of a class."""
     positive = label > 0.5
-    ones, zeros = int(positive.sum()), int((~positive).sum())
-    if min(ones, zeros) < MIN_EACH:
+    if min(positive.sum(), (~positive).sum()) < MIN_EACH:
         return None
-    ranks = pd.Series(score).rank().to_numpy()
-    return float((ranks[positive].sum() - ones * (ones + 1) / 2) / (ones * zeros))
+    return metrics.auc(score, positive).value
 
 
 def _stacked(
