@@ -16,7 +16,7 @@ import torch
 from bench import command, document, timing
 from m3oe_fast import M3oE, cli
 from m3oe_fast.data import Dataset
-from m3oe_fast.train import ModelOptions
+from m3oe_fast.models.options import ModelOptions
 from m3oe_fast.training import Result, Trainer, TrainOptions
 from m3oe_fast.training.console import Display
 

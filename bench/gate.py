@@ -19,7 +19,7 @@ from torch import Tensor
 from bench.contender import Contender, named_gradients
 from bench.workload import CHUNK_ROWS, Workload
 from m3oe_fast import M3oE, folded, reference, rounding
-from m3oe_fast.model import FUSION_NAMES
+from m3oe_fast.config import FUSION_NAMES
 
 LOGIT_RATIO, LOGIT_FLOOR = 2.0, 1e-6
 GRADIENT_RATIO, GRADIENT_FLOOR = 3.0, 1e-5

@@ -10,7 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from bench.gpu import table as gpu
-from bench.tables import bilevel, compare, epoch, kill, latency, loop, memory, metrics, scaling, seeds, stream
+from bench.tables import (
+    bilevel,
+    compare,
+    epoch,
+    kill,
+    latency,
+    loop,
+    memory,
+    metrics,
+    models,
+    reproduction,
+    scaling,
+    seeds,
+    stream,
+)
 from m3oe_fast import cli
 from m3oe_fast.errors import DataError
 
@@ -24,6 +38,8 @@ RENDERERS = {
     "loop": loop.render,
     "memory": memory.render,
     "metrics": metrics.render,
+    "models": models.render,
+    "reproduction": reproduction.render,
     "scaling": scaling.render,
     "seeds": seeds.render,
     "stream": stream.render,

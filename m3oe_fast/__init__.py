@@ -15,6 +15,6 @@ _extension.find_kernels()  # before anything imports m3oe_fast.kernels
 
 from m3oe_fast import interop  # noqa: E402
 from m3oe_fast.config import M3oEConfig  # noqa: E402
-from m3oe_fast.model import M3oE  # noqa: E402
+from m3oe_fast.models import M3oE, load  # noqa: E402
 
-__all__ = ["M3oE", "M3oEConfig", "__version__", "interop"]
+__all__ = ["M3oE", "M3oEConfig", "__version__", "interop", "load"]

@@ -88,6 +88,21 @@ def choose(requested: str, device: torch.device, dtype: torch.dtype, precision: 
     raise BackendError(f"no backend can run here: {'; '.join(refused)}")
 
 
+def choose_eager(requested: str, device: torch.device, dtype: torch.dtype, precision: str, model: str) -> str:
+    """As `choose` for a model that is no configuration of the kernels: eager PyTorch serves it, or nothing.
+
+    Raises:
+        ConfigError: an unknown backend or precision name.
+        BackendError: kernels, or a precision that eager PyTorch lacks, were asked for.
+    """
+    if requested in NAMES and requested != "reference":
+        raise BackendError(
+            f"backend {requested!r} cannot run {model} as it is configured, which is no configuration of the fused "
+            "network; ask for auto or reference (eager PyTorch)"
+        )
+    return choose("reference" if requested == "auto" else requested, device, dtype, precision)
+
+
 def compute_precision(backend: str, precision: str) -> str:
     """What the products of this backend really compute in: `precision`, or "fp32" where the processor has no fast
     instructions for it."""

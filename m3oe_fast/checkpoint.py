@@ -1,7 +1,8 @@
 """One checkpoint file: written atomically, read without executing code.
 
-Keys: "format" (int), "config" (M3oEConfig as a dict), "weights" (state_dict), "encoder" (dict or None: vocabularies,
-scalers, domain map), "trainer" (dict or None: what a resumed run needs).
+Keys: "format" (int), "model" (its name; m3oe where it is missing), "config" (its configuration as a dict), "weights"
+(state_dict), "encoder" (dict or None: vocabularies, scalers, domain map), "trainer" (dict or None: what a resumed run
+needs).
 """
 
 from __future__ import annotations
@@ -64,6 +65,11 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     if content["format"] != FORMAT:
         raise CheckpointError(f"{file} has format {content['format']}, this version reads {FORMAT}; update m3oe_fast")
     return content
+
+
+def model_name(content: dict[str, Any]) -> str:
+    """The kind of model a checkpoint holds."""
+    return content.get("model", "m3oe")
 
 
 def write(path: str | os.PathLike[str], content: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from m3oe_fast.config import FUSION_NAMES, M3oEConfig
+from m3oe_fast.config import M3oEConfig
 from m3oe_fast.reference import layer_norm
 
 
@@ -81,11 +81,15 @@ def _side(alpha: Tensor, beta: Tensor, own: Tensor) -> Tensor:
 def coefficient_table(p: Mapping[str, Tensor], config: M3oEConfig) -> Tensor:
     """[D, T, E]: the part of an expert's coefficient that no gate gives (paper, eq. 5 to 7)."""
     d, t = config.num_domains, config.num_tasks
-    alpha_domain, alpha_task, beta_domain, beta_task = (_fusion_weight(p, name, d, t) for name in FUSION_NAMES)
-    own_domain, own_task = (torch.eye(n, dtype=beta_task.dtype, device=beta_task.device) for n in (d, t))
-    domain = _side(alpha_domain, beta_domain, own_domain[:, None])
-    task = _side(alpha_task, beta_task, own_task)
-    return torch.cat([task.new_zeros(d, t, config.shared_experts), domain, task], dim=2)
+    if config.modules == "gated":
+        return p["gate_bias"].new_zeros(d, t, config.num_experts)
+    sides = [p["gate_bias"].new_zeros(d, t, config.shared_experts)]
+    for of, count, there in (("domain", d, config.domain_experts), ("task", t, config.task_experts)):
+        if there:
+            alpha, beta = (_fusion_weight(p, f"{level}_{of}", d, t) for level in ("alpha", "beta"))
+            own = torch.eye(count, dtype=beta.dtype, device=beta.device)
+            sides.append(_side(alpha, beta, own[:, None] if of == "domain" else own))
+    return torch.cat(sides, dim=2)
 
 
 StarFold = Callable[[Tensor, Tensor, Tensor], Tensor]

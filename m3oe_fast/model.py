@@ -1,7 +1,7 @@
-"""M3oE as an nn.Module: embeddings, the stacked parameters, the choice of backend, loss, prediction and files.
+"""What every model is as an nn.Module: embeddings, the choice of backend, loss, prediction and files.
 
-Parameters are stacked over experts, domains and tasks (see `reference.py` for every shape), so the kernels take
-them as they are and a checkpoint does not depend on the backend.
+Parameters are stacked over experts, domains and tasks, so the kernels take them as they are and a checkpoint does not
+depend on the backend. `models/` holds the kinds of models.
 """
 
 from __future__ import annotations
@@ -12,23 +12,26 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m3oe_fast import _extension, backends, checkpoint, folded, kernels, reference
+from m3oe_fast import _extension, backends, checkpoint, kernels
 from m3oe_fast.bags import Bags, pool
-from m3oe_fast.config import FUSION_NAMES, M3oEConfig
+from m3oe_fast.config import ModelConfig
 from m3oe_fast.errors import CheckpointError, ConfigError
+from m3oe_fast.folded import NetworkWeights, StarFold
 from m3oe_fast.packed import PackedCache, PackedWeights
+from m3oe_fast.reference import pair_losses
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
+    from typing_extensions import Self
 
     from m3oe_fast.data import Encoder
     from m3oe_fast.ops import Lookup
@@ -40,12 +43,16 @@ BagFields = Sequence[tuple[Tensor, Tensor]]
 """For each bag (values [n], offsets [B+1]), as in `Bags.fields`; `m3oe_fast.data.batch.Bag` is such a pair."""
 
 
-class M3oE(nn.Module):
-    """Multi-domain multi-task mixture of experts (M3oE, SIGIR 2024, arXiv 2404.18465).
+class RankingModel(nn.Module):
+    """What all models have in common: tables, the choice of backend, loss, prediction and files.
+
+    A subclass names its configuration and gives `make_parameters`, `reset_network`, `reference` and `multiply_adds`;
+    where the kernels can compute it (`ModelConfig.fused`), also `weights`.
 
     Args:
         config: sizes and switches.
-        backend: "auto", "cpu" (compiled), "triton" (GPU), "reference" (eager PyTorch, the oracle).
+        backend: "auto", "cpu" (compiled), "triton" (GPU), "reference" (eager PyTorch, the oracle). A model that is no
+            configuration of the kernels runs in eager PyTorch.
         precision: of the products' operands: "fp32", "bf16x3" (each split into two bf16: fp32-class), "tf32" (backend
             triton only) or "bf16"; sums, LayerNorm, softmax, loss and weights are fp32 in all. It wins over autocast.
             Where the processor has no fast instructions for it, it computes in fp32 and says so once
@@ -60,103 +67,119 @@ class M3oE(nn.Module):
             by the first call only, so that a model can be made and then moved: `M3oE(config, "triton").to("cuda")`.
     """
 
+    config_type: ClassVar[type[ModelConfig]]
+    reference: ClassVar[Callable[..., Tensor]]
+    """(parameters by name, config, x [B, I], domain [B], matmul) to logits [B, T]: the oracle, in any dtype."""
+
     def __init__(
-        self, config: M3oEConfig, backend: str = "auto", precision: str = "fp32", sparse_grad: bool = False
+        self, config: ModelConfig, backend: str = "auto", precision: str = "fp32", sparse_grad: bool = False
     ) -> None:
         super().__init__()
+        if type(config) is not self.config_type:
+            raise ConfigError(f"{type(self).__name__} takes a {self.config_type.__name__}, got {type(config).__name__}")
         self.config = config
         self.backend = backend
         self.precision = precision
         self.sparse_grad = sparse_grad
         self._packed = PackedCache()
         self.encoder: Encoder | None = None
-        self._make_parameters(config)
+        self.embedding = nn.Parameter(torch.empty(sum(config.vocab_sizes), config.embed_dim))
+        if config.bag_vocab_sizes:
+            self.bag_embedding = nn.Parameter(torch.empty(sum(config.bag_vocab_sizes), config.embed_dim))
+        self.make_parameters(config)
         self.reset_parameters()
         first_id = torch.tensor([0, *config.vocab_sizes[:-1]]).cumsum(0) if config.vocab_sizes else torch.empty(0)
         self.register_buffer("_first_row", first_id.to(torch.int64), persistent=False)
         self.register_buffer("_vocab", torch.tensor(config.vocab_sizes, dtype=torch.int64), persistent=False)
         self.register_load_state_dict_post_hook(_weights_loaded)
         self._served: tuple[tuple[str, torch.device, torch.dtype, str], str] | None = None
-        if not (backend == "triton" and self.embedding.device.type == "cpu"):
+        if not (backend == "triton" and config.fused and self.embedding.device.type == "cpu"):
             self._choose_backend()  # else the first call does, as the model may be about to move to a GPU
+
+    # What a kind of model gives ------------------------------------------------------------------------------------
+
+    def make_parameters(self, c: Any) -> None:
+        """Register every parameter but the tables, empty."""
+        raise NotImplementedError
+
+    def reset_network(self) -> None:
+        """First values of what `make_parameters` registered."""
+        raise NotImplementedError
+
+    def weights(self, star_fold: StarFold) -> NetworkWeights:
+        """The arguments of the network op, differentiable in the parameters; of fused models only."""
+        raise NotImplementedError
+
+    def multiply_adds(self) -> int:
+        """Multiply-adds of a row's forward pass behind the embedding lookup, for its own domain alone: of the products,
+        the gates' and experts' weighted sums included. Without what depends on parameters only."""
+        raise NotImplementedError
+
+    @property
+    def gate_mask(self) -> Tensor | None:
+        """bool [D, T, G]: the experts each softmax of the op ranges over; None: all."""
+        return None
+
+    @property
+    def gate_detach(self) -> bool:
+        """No gradient flows from the op's gates into what they read."""
+        return False
+
+    @property
+    def star_linear(self) -> bool:
+        """The op's star term goes without LayerNorm and ReLU."""
+        return False
+
+    # Parameters ----------------------------------------------------------------------------------------------------
+
+    def add_parameter(self, name: str, *shape: int) -> None:
+        """Register an empty parameter."""
+        self.register_parameter(name, nn.Parameter(torch.empty(shape)))
+
+    def add_normed(self, name: str, *shape: int) -> None:
+        """Register bias, gain and offset, all of one shape, of a layer with LayerNorm."""
+        for part in ("bias", "gain", "offset"):
+            self.add_parameter(f"{name}_{part}", *shape)
+
+    def add_layers(self, name: str, count: int, widths: Sequence[int]) -> None:
+        """Register `count` stacks of Linear and LayerNorm, as lists by layer: `name`_weight [count, in, out] and
+        `name`_bias, `name`_gain and `name`_offset [count, out]."""
+        layers = list(itertools.pairwise(widths))
+        weights = [nn.Parameter(torch.empty(count, i, o)) for i, o in layers]
+        setattr(self, f"{name}_weight", nn.ParameterList(weights))
+        for part in ("bias", "gain", "offset"):
+            vectors = [nn.Parameter(torch.empty(count, o)) for _, o in layers]
+            setattr(self, f"{name}_{part}", nn.ParameterList(vectors))
+
+    def reset_layers(self, *names: str) -> None:
+        """First values of stacks that `add_layers` registered: as torch.nn.Linear and torch.nn.LayerNorm."""
+        for name in names:
+            for weight, bias in zip(getattr(self, f"{name}_weight"), getattr(self, f"{name}_bias"), strict=True):
+                uniform_linear(weight.shape[1], weight, bias)
+            reset_norm(*getattr(self, f"{name}_gain"), offsets=getattr(self, f"{name}_offset"))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """First values: embeddings N(0, 1e-4) as published, then those of the kind of model."""
+        for table in self.table_parameters():
+            nn.init.normal_(table, 0.0, 1e-4)
+        self.reset_network()
 
     def _choose_backend(self) -> str:
         """Decided once per request, device and dtype: a traced graph then holds a comparison, not the decision."""
         request = (self.backend, self.embedding.device, self.embedding.dtype, self.precision)
         if self._served is None or self._served[0] != request:
-            self._served = (request, backends.choose(*request))
-            if self._served[1] != "reference":
+            if self.config.fused:
+                served = backends.choose(*request)
+            else:
+                served = backends.choose_eager(*request, self.config.name)
+            self._served = (request, served)
+            if served != "reference":
                 from m3oe_fast.ops import load
 
-                load(self._served[1])
-            backends.warn_if_fp32(self._served[1], self.precision)
+                load(served)
+            backends.warn_if_fp32(served, self.precision)
         return self._served[1]
-
-    def _make_parameters(self, c: M3oEConfig) -> None:
-        def parameter(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.empty(shape))
-
-        def normed(name: str, *shape: int) -> None:
-            for part in ("bias", "gain", "offset"):
-                self.register_parameter(f"{name}_{part}", parameter(*shape))
-
-        d, t, e = c.num_domains, c.num_tasks, c.num_experts
-        self.embedding = parameter(sum(c.vocab_sizes), c.embed_dim)
-        if c.bag_vocab_sizes:
-            self.bag_embedding = parameter(sum(c.bag_vocab_sizes), c.embed_dim)
-        self.star_weight = parameter(d, c.input_dim, c.star_dim)
-        self.star_bias = parameter(d, c.star_dim)
-        self.star_shared_weight = parameter(c.input_dim, c.star_dim)
-        self.star_shared_bias = parameter(c.star_dim)
-        self.star_out_weight = parameter(c.star_dim, c.hidden_dim)
-        self.star_out_bias = parameter(c.hidden_dim)
-        self.star_gain = parameter(c.hidden_dim)
-        self.star_offset = parameter(c.hidden_dim)
-        self.skip_weight = parameter(c.input_dim, c.hidden_dim)
-        normed("skip", c.hidden_dim)
-        widths = [c.hidden_dim, *c.expert_dims]
-        layers = list(itertools.pairwise(widths))
-        self.expert_weight = nn.ParameterList([parameter(e, i, o) for i, o in layers])
-        for part in ("bias", "gain", "offset"):
-            setattr(self, f"expert_{part}", nn.ParameterList([parameter(e, o) for _, o in layers]))
-        self.gate_weight = parameter(d, t, c.hidden_dim, c.shared_experts)
-        self.gate_bias = parameter(d, t, c.shared_experts)
-        self.tower_weight = parameter(d, t, c.expert_dim, c.tower_dim)
-        normed("tower", d, t, c.tower_dim)
-        self.head_weight = parameter(d, t, c.tower_dim)
-        self.head_bias = parameter(d, t)
-        for name in FUSION_NAMES:
-            index = d if name.endswith("domain") else t
-            shape = {"scalar": (), "per_index": (index,), "per_pair": (d, t)}[c.fusion]
-            self.register_parameter(name, parameter(*shape))
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Published initialisation: embeddings N(0, 1e-4), star matrices Xavier-uniform with zero bias, every other
-        layer as torch.nn.Linear and torch.nn.LayerNorm, fusion logits `fusion_init`."""
-        c = self.config
-        for table in self.table_parameters():
-            nn.init.normal_(table, 0.0, 1e-4)
-        for weight in (self.star_shared_weight, *self.star_weight):
-            nn.init.xavier_uniform_(weight)
-        if c.init == "star":
-            nn.init.ones_(self.star_weight)
-        nn.init.zeros_(self.star_bias)
-        nn.init.zeros_(self.star_shared_bias)
-        linears = {"star_out": c.star_dim, "skip": c.input_dim, "gate": c.hidden_dim, "tower": c.expert_dim}
-        for name, fan_in in linears.items():
-            _uniform_linear(fan_in, getattr(self, f"{name}_weight"), getattr(self, f"{name}_bias"))
-        _uniform_linear(c.tower_dim, self.head_weight, self.head_bias)
-        for fan_in, weight, bias in zip(
-            [c.hidden_dim, *c.expert_dims[:-1]], self.expert_weight, self.expert_bias, strict=True
-        ):
-            _uniform_linear(fan_in, weight, bias)
-        for gain in (self.star_gain, self.skip_gain, self.tower_gain, *self.expert_gain):
-            nn.init.ones_(gain)
-        for offset in (self.star_offset, self.skip_offset, self.tower_offset, *self.expert_offset):
-            nn.init.zeros_(offset)
-        for name in FUSION_NAMES:
-            nn.init.constant_(getattr(self, name), c.fusion_init)
 
     # What runs ----------------------------------------------------------------------------------------------------
 
@@ -178,12 +201,13 @@ class M3oE(nn.Module):
         return backends.compute_precision(self.backend_name, self.precision)
 
     def fusion_parameters(self) -> list[nn.Parameter]:
-        """The fusion logits: what the outer level of the bi-level optimisation trains."""
-        return [getattr(self, name) for name in FUSION_NAMES]
+        """The fusion logits: what the outer level of the bi-level optimisation trains. Empty where a model has none."""
+        return []
 
     def network_parameters(self) -> list[nn.Parameter]:
         """Every parameter but the fusion logits."""
-        return [p for name, p in self.named_parameters() if name not in FUSION_NAMES]
+        fusion = {id(p) for p in self.fusion_parameters()}
+        return [p for p in self.parameters() if id(p) not in fusion]
 
     def table_parameters(self) -> list[nn.Parameter]:
         """The embedding tables [rows, N], those of `network_parameters` whose gradients `sparse_grad` makes sparse: of
@@ -192,7 +216,7 @@ class M3oE(nn.Module):
 
     def fusion_values(self) -> dict[str, float | list[float] | list[list[float]]]:
         """The fusion weights after the sigmoid, by name: a number, one per domain or task, or [D][T]."""
-        return {name: torch.sigmoid(getattr(self, name)).tolist() for name in FUSION_NAMES}
+        return {}
 
     # Computation --------------------------------------------------------------------------------------------------
 
@@ -234,14 +258,14 @@ class M3oE(nn.Module):
     def _reference_logits(self, ids: Tensor, dense: Tensor, domain: Tensor, bags: BagFields) -> Tensor:
         with _precision_of_the_model(ids.device.type):
             x = self.embed(ids, dense.to(self.embedding.dtype), bags)
-            return reference.forward(dict(self.named_parameters()), self.config, x, domain)
+            return type(self).reference(dict(self.named_parameters()), self.config, x, domain)
 
     def _differentiable_logits(self, ids: Tensor, dense: Tensor, domain: Tensor, bags: BagFields) -> Tensor:
         from m3oe_fast.ops import network  # loads the compiled module, which backend "reference" does without
 
         self._packed.drop()
         with _precision_of_the_model(ids.device.type), _values_as_value_error():
-            weights = self._folded()
+            weights = self._op_weights()
             dense = dense.to(self.embedding.dtype)
             parts = {"lookup": self._lookup(ids), "bags": self._bags(bags)}
             return network(dense, domain, weights, **parts, backend=self.backend_name, **self._switches)
@@ -262,7 +286,8 @@ class M3oE(nn.Module):
                 packed,
                 lookup=self._lookup(ids),
                 bags=self._bags(bags),
-                star_linear=self.config.star_activation == "linear",
+                gate_mask=self.gate_mask,
+                star_linear=self.star_linear,
                 precision=self.precision,
                 probability=probability,
                 backend=self.backend_name,
@@ -274,22 +299,21 @@ class M3oE(nn.Module):
         from m3oe_fast.ops import pack
 
         with torch.no_grad(), _precision_of_the_model(self.embedding.device.type):
-            weights = self._folded()
-            star_linear = self.config.star_activation == "linear"
+            weights = self._op_weights()
             packed = pack(
                 weights,
                 self.config.input_dim,
-                star_linear=star_linear,
+                gate_mask=self.gate_mask,
+                star_linear=self.star_linear,
                 precision=self.precision,
                 backend=self.backend_name,
             )
         return PackedWeights(weights.flat(), packed)
 
-    def _folded(self) -> folded.NetworkWeights:
+    def _op_weights(self) -> NetworkWeights:
         from m3oe_fast.ops import star_fold
 
-        fold = functools.partial(star_fold, backend=self.backend_name)
-        return folded.fold(dict(self.named_parameters()), self.config, fold)
+        return self.weights(functools.partial(star_fold, backend=self.backend_name))
 
     def _all_parameters(self) -> list[Tensor]:
         """Every parameter; `parameters()` walks the modules, which takes longer than scoring a row."""
@@ -315,7 +339,7 @@ class M3oE(nn.Module):
         """
         self._packed.drop()
 
-    def train(self, mode: bool = True) -> M3oE:
+    def train(self, mode: bool = True) -> Self:
         """As torch.nn.Module.train; also forgets the weights kept for predictions."""
         self._packed.drop()
         return super().train(mode)
@@ -323,8 +347,9 @@ class M3oE(nn.Module):
     @property
     def _switches(self) -> dict[str, Any]:
         return {
-            "star_linear": self.config.star_activation == "linear",
-            "gate_detach": self.config.gate_detach,
+            "gate_mask": self.gate_mask,
+            "star_linear": self.star_linear,
+            "gate_detach": self.gate_detach,
             "precision": self.precision,
         }
 
@@ -371,7 +396,7 @@ class M3oE(nn.Module):
             return self._one_pass_losses(ids, dense, domain, label, row_weight, bags, pair_weight)
         logits = self.forward(ids, dense, domain, bags)
         label = label.to(logits.dtype)
-        pair_loss = reference.pair_losses(logits, domain, label, self.config.num_domains, row_weight)
+        pair_loss = pair_losses(logits, domain, label, self.config.num_domains, row_weight)
         weighted = pair_loss if pair_weight is None else pair_loss * pair_weight.to(logits.dtype)
         return weighted.sum(), pair_loss.detach()
 
@@ -390,7 +415,7 @@ class M3oE(nn.Module):
         self._packed.drop()
         dtype = self.embedding.dtype
         with _precision_of_the_model(ids.device.type), _values_as_value_error():
-            weights = self._folded()
+            weights = self._op_weights()
             return network_loss(
                 dense.to(dtype),
                 domain,
@@ -510,6 +535,7 @@ class M3oE(nn.Module):
             CheckpointError: the folder cannot be written.
         """
         content = {
+            "model": self.config.name,
             "config": self.config.to_dict(),
             "weights": self.state_dict(),
             "encoder": None if self.encoder is None else self.encoder.to_dict(),
@@ -524,18 +550,35 @@ class M3oE(nn.Module):
         backend: str = "auto",
         precision: str = "fp32",
         sparse_grad: bool = False,
-    ) -> M3oE:
+    ) -> Self:
         """Read a model from a run folder (its best checkpoint), a checkpoint folder or a model.pt, in `eval()` mode.
 
         Raises:
-            CheckpointError: missing, damaged, or not a checkpoint of this package.
+            CheckpointError: missing, damaged, not a checkpoint of this package, or of another kind of model.
         """
         content = checkpoint.read(path)
-        try:
-            config = M3oEConfig.from_dict(content["config"])
-            model = cls(config, backend=backend, precision=precision, sparse_grad=sparse_grad)
-        except (ConfigError, TypeError) as error:
-            raise CheckpointError(f"{path} holds a configuration this version cannot read: {error}") from error
+        kind = checkpoint.model_name(content)
+        if kind != cls.config_type.name:
+            raise CheckpointError(f"{path} holds a model {kind}, not {cls.config_type.name}; m3oe_fast.load reads any")
+        return cls.from_checkpoint(content, path, backend=backend, precision=precision, sparse_grad=sparse_grad)
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        content: Mapping[str, Any],
+        path: str | os.PathLike[str],
+        *,
+        backend: str,
+        precision: str,
+        sparse_grad: bool,
+    ) -> Self:
+        """The model in what `checkpoint.read(path)` gave, in `eval()` mode.
+
+        Raises:
+            CheckpointError: a configuration, weights or vocabularies that do not fit this version.
+        """
+        config = cls.config_in(content, path)
+        model = cls(config, backend=backend, precision=precision, sparse_grad=sparse_grad)
         model.load_weights(content["weights"], source=str(path))
         model.to(content["weights"]["embedding"].dtype)
         if content["encoder"] is not None:
@@ -546,6 +589,18 @@ class M3oE(nn.Module):
             except (KeyError, TypeError, ValueError) as error:
                 raise CheckpointError(f"{path} holds vocabularies this version cannot read ({error!r})") from error
         return model.eval()
+
+    @classmethod
+    def config_in(cls, content: Mapping[str, Any], path: str | os.PathLike[str]) -> ModelConfig:
+        """The configuration in what `checkpoint.read(path)` gave.
+
+        Raises:
+            CheckpointError: it does not fit this version.
+        """
+        try:
+            return cls.config_type.from_dict(content["config"])
+        except (ConfigError, TypeError) as error:
+            raise CheckpointError(f"{path} holds a configuration this version cannot read: {error}") from error
 
     def load_weights(self, weights: Mapping[str, Tensor], source: str) -> None:
         """Copy a state_dict into this model.
@@ -567,7 +622,7 @@ class M3oE(nn.Module):
         self.load_state_dict(weights)
 
 
-def _weights_loaded(model: M3oE, _: object) -> None:
+def _weights_loaded(model: RankingModel, _: object) -> None:
     # Not a lambda: a model must pickle, hooks included.
     model.drop_packed_weights()
 
@@ -598,7 +653,21 @@ def _precision_of_the_model(device: str) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext()
 
 
-def _uniform_linear(fan_in: int, *tensors: Tensor) -> None:
+def uniform_linear(fan_in: int, *tensors: Tensor) -> None:
+    """First values of a Linear's weight and bias, as torch.nn.Linear has them."""
     bound = 1 / math.sqrt(fan_in)
     for tensor in tensors:
         nn.init.uniform_(tensor, -bound, bound)
+
+
+def multiply_adds_of(widths: Sequence[int]) -> int:
+    """Multiply-adds of a row in a stack of Linears of these widths."""
+    return sum(i * o for i, o in itertools.pairwise(widths))
+
+
+def reset_norm(*gains: Tensor, offsets: Iterable[Tensor]) -> None:
+    """First values of LayerNorms: gains one, offsets zero."""
+    for gain in gains:
+        nn.init.ones_(gain)
+    for offset in offsets:
+        nn.init.zeros_(offset)

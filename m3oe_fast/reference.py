@@ -12,7 +12,10 @@ observed. Parameters come by name, stacked over what they repeat over, as `M3oE.
     gate_weight [D, T, H, K]  gate_bias [D, T, K]
     expert_weight.l [E, in, out]  expert_bias.l expert_gain.l expert_offset.l [E, out]
     tower_weight [D, T, X, Y]  tower_bias tower_gain tower_offset head_weight [D, T, Y]  head_bias [D, T]
-    alpha_domain beta_domain alpha_task beta_task: logits, (), [D] / [T] or [D, T]
+    alpha_domain beta_domain alpha_task beta_task: logits, (), [D] / [T] or [D, T]; those that there are
+
+With experts or modules left out (the paper's ablations) K, D or T of E is 0; concatenated modules make
+tower_weight [D, T, 2 X or 3 X, Y].
 
 `matmul` is a hook on every product of activations and weights: precisions that eager torch lacks are
 emulated by a hook that rounds or splits the operands.
@@ -82,6 +85,30 @@ def fusion_weight(p: Mapping[str, Tensor], name: str, d: int, t: int) -> Tensor:
     return torch.sigmoid(logit)
 
 
+def gated(p: Mapping[str, Tensor], r: Tensor, z: list[Tensor], d: int, t: int, matmul: MatMul = torch.matmul) -> Tensor:
+    """Softmax gate of a pair over the experts z, from r [B, H] (paper, eq. 4)."""
+    gate = torch.softmax(matmul(r, p["gate_weight"][d, t]) + p["gate_bias"][d, t], dim=-1)
+    return sum(gate[:, k : k + 1] * z[k] for k in range(len(z)))
+
+
+def fused_modules(
+    p: Mapping[str, Tensor], config: M3oEConfig, r: Tensor, z: list[Tensor], d: int, t: int, matmul: MatMul
+) -> Tensor:
+    """What the tower of a pair reads: alpha_d D_d + alpha_t T_t + S_t (paper, eq. 7) of the modules there are, or the
+    three side by side (the paper's ablation "concatenated")."""
+    shared, domains = config.shared_experts, config.experts_of_domains
+    modules = []
+    for of, own, part in (("domain", d, z[shared : shared + domains]), ("task", t, z[shared + domains :])):
+        if part:
+            module = balance(part, own, fusion_weight(p, f"beta_{of}", d, t))
+            if config.modules == "balanced":
+                module = fusion_weight(p, f"alpha_{of}", d, t) * module
+            modules.append(module)
+    if shared:
+        modules.append(gated(p, r, z[:shared], d, t, matmul))
+    return torch.cat(modules, dim=1) if config.modules == "concatenated" else sum(modules)
+
+
 def forward(
     p: Mapping[str, Tensor], config: M3oEConfig, x: Tensor, domain: Tensor, matmul: MatMul = torch.matmul
 ) -> Tensor:
@@ -90,22 +117,18 @@ def forward(
     alpha_d goes with the domain part and alpha_t with the task part; the paper's eq. 7 prints them the other
     way round, the published code pairs them by name.
     """
-    num_domains, num_tasks, shared = config.num_domains, config.num_tasks, config.shared_experts
+    num_domains, num_tasks = config.num_domains, config.num_tasks
     r = representation(p, config, x, domain, matmul)
     z = [expert(p, config, r, e, matmul) for e in range(config.num_experts)]
-    z_shared, z_domain, z_task = z[:shared], z[shared : shared + num_domains], z[shared + num_domains :]
     gate_input = r.detach() if config.gate_detach else r
 
     logits = x.new_zeros(x.shape[0], num_tasks)
     for d in range(num_domains):
         for t in range(num_tasks):
-            domain_part = balance(z_domain, d, fusion_weight(p, "beta_domain", d, t))
-            task_part = balance(z_task, t, fusion_weight(p, "beta_task", d, t))
-            u = fusion_weight(p, "alpha_domain", d, t) * domain_part + fusion_weight(p, "alpha_task", d, t) * task_part
-            if shared:
-                gate = matmul(gate_input, p["gate_weight"][d, t]) + p["gate_bias"][d, t]
-                gate = torch.softmax(gate, dim=-1)
-                u = u + sum(gate[:, k : k + 1] * z_shared[k] for k in range(shared))
+            if config.modules == "gated":
+                u = gated(p, gate_input, z, d, t, matmul)
+            else:
+                u = fused_modules(p, config, gate_input, z, d, t, matmul)
             h = matmul(u, p["tower_weight"][d, t]) + p["tower_bias"][d, t]
             h = torch.relu(layer_norm(h, p["tower_gain"][d, t], p["tower_offset"][d, t]))
             logit = matmul(h, p["head_weight"][d, t][:, None])[:, 0] + p["head_bias"][d, t]

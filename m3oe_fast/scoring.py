@@ -21,7 +21,7 @@ from m3oe_fast.data.log_files import CsvFile, LogFile, ParquetFile
 from m3oe_fast.data.prefetch import ahead
 from m3oe_fast.data.tabular import ENDINGS
 from m3oe_fast.errors import ConfigError, DataError, UserError
-from m3oe_fast.model import SCORED_AT_ONCE, M3oE
+from m3oe_fast.model import SCORED_AT_ONCE, RankingModel
 
 if TYPE_CHECKING:
     from m3oe_fast.data import Encoder
@@ -61,7 +61,7 @@ def open_inputs(path: Path) -> tuple[LogFile, ...]:
 
 
 def score_files(
-    model: M3oE,
+    model: RankingModel,
     files: Sequence[LogFile],
     output: Path,
     *,
@@ -117,7 +117,7 @@ class _Job:
             if name not in self._file.types:
                 raise DataError(f"{self._file.path}: has no column {name}, which --keep asks for")
 
-    def scored(self, model: M3oE, schema: pa.Schema, rows: int) -> Generator[pa.Table, None, None]:
+    def scored(self, model: RankingModel, schema: pa.Schema, rows: int) -> Generator[pa.Table, None, None]:
         """The output's rows, at most ``rows`` at a time."""
         tasks = self._encoder.schema.tasks
         kept = schema.names[: len(schema) - len(tasks)]

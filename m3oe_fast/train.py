@@ -14,71 +14,21 @@ from typing import Any
 
 import torch
 
-from m3oe_fast import cli
+from m3oe_fast import backends, cli
 from m3oe_fast.cli.compute import ComputeOptions, place
-from m3oe_fast.config import Fusion, Init, M3oEConfig, StarActivation
 from m3oe_fast.data import load_options
 from m3oe_fast.data.dataset import Dataset
 from m3oe_fast.data.options import DataOptions, option
 from m3oe_fast.data.schema import Schema
 from m3oe_fast.errors import ConfigError
-from m3oe_fast.model import M3oE
+from m3oe_fast.model import RankingModel
+from m3oe_fast.models import MODELS
+from m3oe_fast.models.options import ModelOptions
 from m3oe_fast.training import Result, Trainer, TrainOptions, graph
 from m3oe_fast.training.console import ConsoleDisplay, make_console, print_result, say
 from m3oe_fast.training.evaluation import device_of
 from m3oe_fast.training.resume import continues
 from m3oe_fast.training.run_folder import RunFolder, reserve_default, root_of
-
-MODELS = ("m3oe",)
-
-
-@dataclass(frozen=True)
-class ModelOptions:
-    """Which model, and its sizes and switches; the defaults are the published ones."""
-
-    model: str = option("m3oe", f"The model: {', '.join(MODELS)}.")
-    shared_experts: int = option(M3oEConfig.shared_experts, "K, experts shared by all domains and tasks.")
-    embed_dim: int = option(M3oEConfig.embed_dim, "Width of the embedding of one id field.")
-    star_dim: int = option(M3oEConfig.star_dim, "S, width of the star layer.")
-    hidden_dim: int = option(M3oEConfig.hidden_dim, "H, width of the representation.")
-    expert_dims: int | list[int] | str = option(
-        "64", "Output width of each layer of an expert, for example 64, or 128,64 for two layers."
-    )
-    tower_dim: int = option(M3oEConfig.tower_dim, "Y, hidden width of a tower.")
-    star_activation: StarActivation = option(
-        M3oEConfig.star_activation,
-        "norm_relu as in the published code, or linear as printed in the paper.",
-    )
-    gate_detach: bool = option(
-        M3oEConfig.gate_detach,
-        "Gates read the representation without sending it gradients (published code).",
-    )
-    fusion: Fusion = option(
-        M3oEConfig.fusion,
-        "Fusion weights: four scalars (paper), one per domain and per task (per_index), or all four per pair of them "
-        "(per_pair).",
-    )
-    fusion_init: float = option(M3oEConfig.fusion_init, "First value of the fusion logits; 1 is a weight of 0.731.")
-    init: Init = option(M3oEConfig.init, "First values: published, or star (domain matrices start at one).")
-
-    def __post_init__(self) -> None:
-        if self.model not in MODELS:
-            raise ConfigError(f"model {self.model!r} does not exist; there is {', '.join(MODELS)}")
-        object.__setattr__(self, "expert_dims", _widths(self.expert_dims))
-
-    def config(self, schema: Schema) -> M3oEConfig:
-        """The model's configuration for a log."""
-        sizes = dataclasses.asdict(self)
-        del sizes["model"]
-        return M3oEConfig(
-            schema.vocab_sizes,
-            len(schema.dense),
-            len(schema.domains),
-            len(schema.tasks),
-            bag_vocab_sizes=schema.bag_vocab_sizes,
-            bag_pooling=schema.bag_pooling,
-            **sizes,
-        )
 
 
 @dataclass(frozen=True)
@@ -128,8 +78,12 @@ class Options:
 
     def resolved(self, out: str, dataset: Dataset) -> dict[str, Any]:
         """The content of config.yaml: what --config needs to do the same again."""
-        groups = (self.data, self.model, self.train, self.run)
-        flat = {name: value for group in groups for name, value in dataclasses.asdict(group).items()}
+        groups = (
+            dataclasses.asdict(self.data),
+            self.model.resolved(),
+            *map(dataclasses.asdict, (self.train, self.run)),
+        )
+        flat = {name: value for group in groups for name, value in group.items()}
         del flat["resume"]
         # A prepared folder was split when it was written, whatever the line says.
         return flat | {"split": dataset.split, "split_seed": dataset.split_seed, "out": out}
@@ -153,7 +107,7 @@ def _run(options: Options, out: str) -> int:
     device = computing_device(options)
     dataset = load_options(options.data)
     torch.manual_seed(options.train.seed)
-    model = make_model(options, dataset, device)
+    model = make_model(options, dataset.schema, device)
     trainer = Trainer(
         model,
         dataset,
@@ -179,17 +133,6 @@ def parse(argv: Sequence[str]) -> Options:
         SystemExit: --help or --print_config was asked for, and printed.
     """
     return Options(*COMMAND.parse(argv))
-
-
-def _widths(value: int | Sequence[int] | str) -> tuple[int, ...]:
-    if isinstance(value, int):
-        return (value,)
-    if not isinstance(value, str):
-        return tuple(value)
-    try:
-        return tuple(int(width) for width in value.split(","))
-    except ValueError:
-        raise ConfigError(f"expert_dims must be widths such as 64 or 128,64, got {value!r}") from None
 
 
 @contextmanager
@@ -218,16 +161,21 @@ def computing_device(options: Options) -> torch.device:
     """
     device, backend = options.run.choose()
     graph.is_used(options.train, device, backend)
-    options.model.config(Schema(fields=("any",), vocab_sizes=(1,), dense=(), domains=("all",), tasks=("any",)))
+    config = options.model.config(Schema(("any",), vocab_sizes=(1,), dense=(), domains=("all",), tasks=("any",)))
+    if not config.fused:
+        backends.choose_eager(options.run.backend, device, torch.float32, options.run.precision, config.name)
     return device
 
 
-def make_model(options: Options, dataset: Dataset, device: torch.device) -> M3oE:
+def make_model(options: Options, schema: Schema, device: torch.device) -> RankingModel:
     """A new model for a log; seed torch before it if its first weights are to be reproducible."""
-    config = options.model.config(dataset.schema)
+    config = options.model.config(schema)
     _, backend = options.run.choose()
     # Made on the CPU, where its first weights are the same for every device.
-    return M3oE(config, backend=backend, precision=options.run.precision).to(device)
+    model = MODELS[config.name](
+        config, backend=backend if config.fused else options.run.backend, precision=options.run.precision
+    )
+    return model.to(device)
 
 
 def _describe(trainer: Trainer, options: Options) -> list[str]:
@@ -241,7 +189,8 @@ def _describe(trainer: Trainer, options: Options) -> list[str]:
     if train.embedding_optimizer != "same":
         table = f"; embedding: {train.embedding_optimizer}, lr {train.table_lr:g}, only the rows in the batch"
     return [
-        f"model     {options.model.model}, {parameters:,} parameters",
+        f"model     {model.config.name} ({options.model.form}), {parameters:,} parameters, "
+        f"{model.multiply_adds():,} multiply-adds per row",
         f"backend   {place(model)}",
         f"training  at most {train.epochs} epochs, {batch}, {train.optimizer}, {rate}, seed {train.seed}"
         + (", steps as CUDA graphs" if graphed else "")
@@ -251,6 +200,8 @@ def _describe(trainer: Trainer, options: Options) -> list[str]:
 
 def _outer(trainer: Trainer, train: TrainOptions) -> str:
     """How the fusion weights are trained, in words."""
+    if not trainer.model.fusion_parameters():
+        return "none in this model"
     if train.bilevel == "off":
         return "fixed"
     if train.bilevel == "joint":

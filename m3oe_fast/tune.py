@@ -35,6 +35,7 @@ from m3oe_fast.data import load_options
 from m3oe_fast.data.dataset import Dataset
 from m3oe_fast.data.options import DataOptions, option
 from m3oe_fast.errors import CheckpointError, ConfigError
+from m3oe_fast.models.options import NOT_SIZES, ModelOptions
 from m3oe_fast.search_space import Space
 from m3oe_fast.training import Result, Trainer, TrainOptions
 from m3oe_fast.training.console import ConsoleDisplay, make_console, say
@@ -88,7 +89,7 @@ the best mean validation AUC. Each trial is a run as m3oe_fast.train makes it.""
     groups={
         "search": TuneOptions,
         "data": DataOptions,
-        "model": train.ModelOptions,
+        "model": ModelOptions,
         "training": TrainOptions,
         "computation": ComputeOptions,
     },
@@ -120,6 +121,8 @@ def main(argv: list[str]) -> int:
         space = _space(search, options[2], fixed)
     _import_optuna()
     data, model, training, compute = options
+    if model.form != "mdmt":
+        raise ConfigError(f"form must be mdmt, one model, got {model.form}; a study of members has no single score")
     run = train.RunOptions(**dataclasses.asdict(compute))
     base = train.Options(data, model, training, run)
     device = train.computing_device(base)
@@ -151,8 +154,8 @@ def _space(search: TuneOptions, training: TrainOptions, fixed: Mapping[str, Any]
 def _searchable() -> Names:
     """The names of options that a trial can change."""
     names = COMMAND.names
-    groups = (train.ModelOptions, TrainOptions)
-    ours = [field.name for group in groups for field in dataclasses.fields(group) if field.name != "model"]
+    groups = (ModelOptions, TrainOptions)
+    ours = [field.name for group in groups for field in dataclasses.fields(group) if field.name not in NOT_SIZES]
     types = {name: names.types[name] for name in ours}
     return Names(types, {theirs: name for theirs, name in names.aliases.items() if name[2:] in types})
 
@@ -406,7 +409,7 @@ class Search:
 
     def _make_model(self, options: train.Options) -> Any:
         torch.manual_seed(options.train.seed)
-        return train.make_model(options, self._dataset, self._device)
+        return train.make_model(options, self._dataset.schema, self._device)
 
     def _write(self, study: optuna.Study) -> None:
         """Write tune.csv and, if there is a best trial, best.yaml."""

@@ -51,9 +51,9 @@ from bench.eager import FoldedContender, OwnContender, PublishedContender  # noq
 from bench.measures import MEASURES, calls  # noqa: E402
 from bench.sorting import by_domain, sorted_loss, unsort  # noqa: E402
 from m3oe_fast import M3oE, M3oEConfig, backends, reference, rounding  # noqa: E402
+from m3oe_fast.config import FUSION_NAMES  # noqa: E402
 from m3oe_fast.data import load  # noqa: E402
 from m3oe_fast.errors import DataError, UserError  # noqa: E402
-from m3oe_fast.model import FUSION_NAMES  # noqa: E402
 
 SMALL = M3oEConfig(
     vocab_sizes=(11, 3, 7),

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from m3oe_fast import M3oE, M3oEConfig, reference
-from m3oe_fast.config import Fusion
+from m3oe_fast.config import FUSION_NAMES, Fusion
 from m3oe_fast.data.batch import Bag, Batch
 from m3oe_fast.errors import ConfigError
-from m3oe_fast.model import FUSION_NAMES
 from m3oe_fast.training import bilevel
 from m3oe_fast.training.bilevel import Gradients, ModelProblem, fusion_gradient
 

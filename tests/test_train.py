@@ -187,7 +187,10 @@ def test_help_names_every_option_with_its_default_and_no_python(capsys):
         ("--epochs -1", "epochs must be .* got -1"),
         ("--batch_size 0", "batch_size must be"),
         ("--lr 0", "lr must be above 0"),
-        ("--model ple", "model 'ple' does not exist; there is m3oe"),
+        ("--model pile", "model 'pile' does not exist; there is mlp, shared_bottom, mmoe, ple"),
+        ("--form mtml", "--form must be one of mdmt, mdl, mtl, single, got mtml"),
+        ("--model mlp --form mdl", "form 'mdl' does not exist for model mlp; there is single"),
+        ("--model mmoe --star_dim 64", "star_dim is no option of model mmoe; it has embed_dim, expert_dims"),
         ("--expert_dims wide", "expert_dims must be widths"),
         ("--config nowhere.yaml", r"config file nowhere\.yaml: No such file"),
         ("--lr 1 --config", "--config must be followed by"),
@@ -386,7 +389,9 @@ def test_start_says_what_the_products_are_computed_in(asked, computed, words):
         precision=asked,
         compute_precision=computed,
         parameters=lambda: iter(weights),
-        config=SimpleNamespace(bag_vocab_sizes=()),
+        config=SimpleNamespace(bag_vocab_sizes=(), name="m3oe"),
+        multiply_adds=lambda: 5,
+        fusion_parameters=lambda: weights,
     )
     (line,) = [
         line for line in _describe(SimpleNamespace(model=model, outer_steps=1), parse([])) if line.startswith("backend")
@@ -404,7 +409,9 @@ def test_start_names_the_gpu_and_says_whether_there_are_graphs(monkeypatch, choi
         precision="tf32",
         compute_precision="tf32",
         parameters=lambda: iter([weight]),
-        config=SimpleNamespace(bag_vocab_sizes=()),
+        config=SimpleNamespace(bag_vocab_sizes=(), name="m3oe"),
+        multiply_adds=lambda: 5,
+        fusion_parameters=lambda: [weight],
     )
     trainer = SimpleNamespace(model=model, outer_steps=1)
     _, backend, training = _describe(trainer, parse([f"--cuda_graph={choice}"]))

@@ -7,9 +7,9 @@ from typing import Literal
 
 import torch
 
-from m3oe_fast import backends
+from m3oe_fast import backends, checkpoint, models
 from m3oe_fast.data.options import option
-from m3oe_fast.model import M3oE
+from m3oe_fast.model import RankingModel
 from m3oe_fast.training.device import Device, choose_device
 from m3oe_fast.training.evaluation import device_of
 
@@ -42,18 +42,22 @@ class ComputeOptions:
         device = choose_device(self.device, self.backend, self.precision)
         return device, backends.choose(self.backend, device, torch.float32, self.precision)
 
-    def load(self, checkpoint: str) -> M3oE:
-        """The model of a run folder, checkpoint folder or file, where it is to compute, in ``eval()`` mode.
+    def load(self, path: str) -> RankingModel:
+        """The model in ``path``, a run folder, checkpoint folder or file, where it is to compute, in ``eval()`` mode.
 
         Raises:
             ConfigError, BackendError: as ``choose``.
             CheckpointError: missing, damaged, or not a checkpoint of this package.
         """
         device, backend = self.choose()
-        return M3oE.load(checkpoint, backend=backend, precision=self.precision).to(device)
+        content = checkpoint.read(path)
+        if not models.config_of(content, path).fused:
+            backend = self.backend
+        model = models.from_checkpoint(content, path, backend=backend, precision=self.precision)
+        return model.to(device)
 
 
-def place(model: M3oE) -> str:
+def place(model: RankingModel) -> str:
     """What computes a model, in words: backend, instruction set, precision, and GPU or threads."""
     device = device_of(model)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"

@@ -139,9 +139,10 @@ def explain(error: Exception, types: Mapping[str, Any]) -> str:
 
 def expected(kind: Any) -> str:
     """What an option of type ``kind`` takes, in words."""
-    if get_origin(kind) is Literal:
-        return "one of " + ", ".join(get_args(kind))
     kinds = set(get_args(kind) if get_origin(kind) in (Union, UnionType) else [kind])
+    for single in kinds:
+        if get_origin(single) is Literal:
+            return "one of " + ", ".join(get_args(single))
     if list[int] in kinds:
         return "a whole number or a list of them"
     for single, words in ((float, "a number"), (int, "a whole number"), (bool, "true or false")):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from m3oe_fast.data.dataset import Dataset
-from m3oe_fast.model import M3oE
+from m3oe_fast.model import RankingModel
 from m3oe_fast.reporting import calibration, curves, embeddings, fusion, gates, markdown, sample, seesaw, style
 from m3oe_fast.reporting.counts import count
 from m3oe_fast.reporting.record import RunRecord
@@ -29,7 +29,7 @@ class Loaded:
         rows: test rows to draw for gates and embeddings.
     """
 
-    model: M3oE
+    model: RankingModel
     dataset: Dataset
     weights: str
     rows: int = ROWS
@@ -76,10 +76,13 @@ def _inner(run: RunRecord, loaded: Loaded | None, missing: str) -> tuple[list[Dr
     model, dataset = loaded.model, loaded.dataset
     counts = {part: count(getattr(dataset, part), run.domains, run.tasks) for part in ("val", "test")}
     scored = sample.score(model, dataset.test)
+    drawn = calibration.draw(calibration.curves(scored, run.domains, run.tasks), scored)
+    if reason := sample.reason_not_to_look(model):
+        first, last = (Drawn(family.NAME, family.TITLE, reason) for family in (gates, embeddings))
+        return [first, drawn, last], counts
     inside = sample.look_inside(model, sample.draw(dataset.test, len(run.domains), loaded.rows))
-    found = calibration.curves(scored, run.domains, run.tasks)
     return [
         gates.draw(inside, run.domains, run.tasks),
-        calibration.draw(found, scored),
+        drawn,
         embeddings.draw(inside, run.domains, run.tasks),
     ], counts

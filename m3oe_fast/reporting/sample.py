@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from m3oe_fast import folded, reference
+from m3oe_fast.config import M3oEConfig
 from m3oe_fast.data.batch import Batch
 from m3oe_fast.data.dataset import Part
-from m3oe_fast.model import M3oE
+from m3oe_fast.model import RankingModel
 
 SEED = 0
 SCORED_ROWS = 1_000_000
@@ -62,7 +63,7 @@ class Inside:
     fused: np.ndarray
 
 
-def score(model: M3oE, part: Part, most: int = SCORED_ROWS) -> Scored:
+def score(model: RankingModel, part: Part, most: int = SCORED_ROWS) -> Scored:
     """Score the rows of ``part``, at most ``most`` of them."""
     rows = np.arange(len(part))
     if len(part) > most:
@@ -99,8 +100,18 @@ def _shares(counts: np.ndarray, most: int) -> np.ndarray:
     return shares
 
 
+def reason_not_to_look(model: RankingModel) -> str | None:
+    """Why `look_inside` cannot look into a model; None if it can."""
+    config = model.config
+    if not isinstance(config, M3oEConfig):
+        return f"drawn for M3oE, not for {config.name}"
+    if config.modules != "balanced" or not (config.domain_experts and config.task_experts):
+        return "drawn for M3oE with all its modules, balanced"
+    return None
+
+
 @torch.no_grad()
-def look_inside(model: M3oE, batch: Batch) -> Inside:
+def look_inside(model: RankingModel, batch: Batch) -> Inside:
     """Run the readable network of `reference` on rows, as far as its towers, in eager torch."""
     config, device = model.config, model.embedding.device
     p = dict(model.named_parameters())

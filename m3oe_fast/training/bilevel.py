@@ -28,7 +28,7 @@ from torch import Tensor
 from m3oe_fast.config import M3oEConfig
 from m3oe_fast.data.batch import Batch
 from m3oe_fast.errors import ConfigError
-from m3oe_fast.model import M3oE
+from m3oe_fast.model import RankingModel
 
 HIGHER_ORDER = ("unrolled", "implicit")
 """Modes that look through the network's next steps, at the price of several gradients."""
@@ -92,7 +92,11 @@ class ModelProblem:
     """
 
     def __init__(
-        self, model: M3oE, training: Batch, held_out: Batch, loss: Callable[[M3oE, Batch], Tensor] | None = None
+        self,
+        model: RankingModel,
+        training: Batch,
+        held_out: Batch,
+        loss: Callable[[RankingModel, Batch], Tensor] | None = None,
     ) -> None:
         if model.sparse_grad:
             raise ConfigError(
@@ -305,7 +309,7 @@ def _require(tensors: Iterable[Tensor], flags: Iterable[bool]) -> None:
         tensor.requires_grad_(flag)
 
 
-def _unreached(model: M3oE, batch: Batch) -> list[tuple[int, Tensor]]:
+def _unreached(model: RankingModel, batch: Batch) -> list[tuple[int, Tensor]]:
     """Of each table its place among the network's parameters, and bool [rows, 1]: the rows ``batch`` does not use."""
     config = model.config
     places = {id(parameter): place for place, parameter in enumerate(model.network_parameters())}
@@ -321,5 +325,5 @@ def _unreached(model: M3oE, batch: Batch) -> list[tuple[int, Tensor]]:
     return found
 
 
-def _plain_loss(model: M3oE, batch: Batch) -> Tensor:
+def _plain_loss(model: RankingModel, batch: Batch) -> Tensor:
     return model.loss(*batch)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from m3oe_fast.model import M3oE
+from m3oe_fast.model import RankingModel
 from m3oe_fast.optim import LazyAdam, RowAdagrad, clip_grad_norm
 from m3oe_fast.training.options import TrainOptions
 
@@ -33,7 +33,7 @@ class Optimizers:
     """
 
     def __init__(
-        self, model: M3oE, options: TrainOptions, *, extra: Sequence[nn.Parameter] = (), tensor_lr: bool = False
+        self, model: RankingModel, options: TrainOptions, *, extra: Sequence[nn.Parameter] = (), tensor_lr: bool = False
     ) -> None:
         self._model = model
         self._options = options
@@ -191,7 +191,7 @@ class Optimizers:
 
 
 def _groups(
-    model: M3oE, options: TrainOptions, *, with_tables: bool, extra: Sequence[nn.Parameter]
+    model: RankingModel, options: TrainOptions, *, with_tables: bool, extra: Sequence[nn.Parameter]
 ) -> list[dict[str, Any]]:
     """The parameter groups of the network's optimizer, those without weight decay last."""
     elsewhere = {id(p) for p in model.fusion_parameters()}

@@ -86,7 +86,7 @@ def check_same(
     Args:
         file, content: the checkpoint.
         data: which rows the run goes over.
-        config: the model's configuration.
+        config: the model's name ("model") and configuration.
         options: the options that decide the course of the run.
     """
     state = content["trainer"]
@@ -97,7 +97,7 @@ def check_same(
     same_rows = data["digest of the rows"] == state["data"].get("digest of the rows")
     for own, saved in (
         ({} if same_rows else data, state["data"]),
-        (config, content["config"]),
+        (config, {"model": checkpoint.model_name(content), **content["config"]}),
         (options, state["options"]),
     ):
         for name, value in own.items():

@@ -105,7 +105,8 @@ class RunFolder:
         records: Sequence[Mapping[str, Any]],
         fusion: Sequence[Mapping[str, Any]],
     ) -> None:
-        """Write metrics.csv, metrics.jsonl and fusion.csv; a file that holds this already is left alone.
+        """Write metrics.csv, metrics.jsonl and fusion.csv; a file that holds this already is left alone. A model
+        without fusion weights has no fusion.csv.
 
         Args:
             rows, fusion: the columns are the keys of the first row; None is an empty cell.
@@ -115,7 +116,7 @@ class RunFolder:
         for path, text in (
             (self.history, _csv(rows)),
             (self.records, lines),
-            (self.fusion, _csv(fusion)),
+            *([(self.fusion, _csv(fusion))] if fusion else []),
         ):
             if _read(path) != text:
                 write_text(path, text)

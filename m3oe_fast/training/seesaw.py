@@ -23,7 +23,7 @@ from m3oe_fast.data.restrict import restrict, rows_of_pairs
 from m3oe_fast.data.store import PARTS
 from m3oe_fast.errors import ConfigError, DataError
 from m3oe_fast.metrics import Measure, seesaw
-from m3oe_fast.model import M3oE
+from m3oe_fast.models import M3oE
 from m3oe_fast.training.console import Display
 from m3oe_fast.training.options import TrainOptions
 from m3oe_fast.training.run_folder import RunFolder, write_text

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from m3oe_fast.data.batch import Batch
-from m3oe_fast.model import M3oE
+from m3oe_fast.model import RankingModel
 from m3oe_fast.training import bilevel
 from m3oe_fast.training.evaluation import device_of, to_device
 from m3oe_fast.training.graph import Capture, GraphedStep, StaticBatch
@@ -47,7 +47,9 @@ class Steps(Protocol):
 class EagerSteps:
     """`Steps` that run as they come, on whatever device the model lies."""
 
-    def __init__(self, model: M3oE, optimizers: Optimizers, weighting: LossWeighting, options: TrainOptions) -> None:
+    def __init__(
+        self, model: RankingModel, optimizers: Optimizers, weighting: LossWeighting, options: TrainOptions
+    ) -> None:
         self._model = model
         self._optimizers = optimizers
         self._weighting = weighting
@@ -103,7 +105,7 @@ class GraphedSteps:
 
     def __init__(
         self,
-        model: M3oE,
+        model: RankingModel,
         optimizers: Optimizers,
         weighting: LossWeighting,
         capture: Capture,
@@ -142,7 +144,7 @@ class GraphedSteps:
 
 
 def _inner_step(
-    model: M3oE,
+    model: RankingModel,
     optimizers: Optimizers,
     weighting: LossWeighting,
     batches: Sequence[Batch],
@@ -164,6 +166,6 @@ def _inner_step(
         total.add_(loss.double() * rows)
 
 
-def _outer_step(model: M3oE, optimizers: Optimizers, weighting: LossWeighting, batch: Batch) -> None:
+def _outer_step(model: RankingModel, optimizers: Optimizers, weighting: LossWeighting, batch: Batch) -> None:
     """One step of the fusion weights down the gradient on ``batch`` at the present weights."""
     optimizers.outer_step(lambda: optimizers.fusion_gradient(lambda: weighting.loss(model, batch)))

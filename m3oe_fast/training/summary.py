@@ -11,14 +11,14 @@ from typing import Any
 
 from m3oe_fast.data.dataset import Dataset
 from m3oe_fast.metrics import Scores
-from m3oe_fast.model import M3oE
+from m3oe_fast.model import RankingModel
 from m3oe_fast.training.evaluation import device_of
 from m3oe_fast.training.history import Epoch
 from m3oe_fast.training.options import TrainOptions
 
 
 def metrics_of(
-    model: M3oE, data: Dataset, history: Sequence[Epoch], best_epoch: int, val: Scores, test: Scores
+    model: RankingModel, data: Dataset, history: Sequence[Epoch], best_epoch: int, val: Scores, test: Scores
 ) -> dict[str, Any]:
     """The content of metrics.json; without a best epoch (0) there are no fusion weights worth telling."""
     seconds = math.fsum(epoch.seconds for epoch in history)
@@ -31,7 +31,11 @@ def metrics_of(
             "domains": list(data.schema.domains),
             "tasks": list(data.schema.tasks),
         },
-        "model": {"name": "m3oe", "parameters": sum(p.numel() for p in model.parameters())},
+        "model": {
+            "name": model.config.name,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "multiply_adds": model.multiply_adds(),
+        },
         "backend": model.backend_name,
         "isa": model.isa_name,
         "precision": model.precision,
@@ -49,7 +53,7 @@ def metrics_of(
     }
 
 
-def config_of(model: M3oE, data: Dataset, options: TrainOptions, out: str) -> dict[str, Any]:
+def config_of(model: RankingModel, data: Dataset, options: TrainOptions, out: str) -> dict[str, Any]:
     """The content of config.yaml for a run from Python: what the command needs to do the same."""
     of_data = ("vocab_sizes", "num_dense", "num_domains", "num_tasks", "bag_vocab_sizes", "bag_pooling")
     sizes = {k: v for k, v in model.config.to_dict().items() if k not in of_data}
@@ -57,7 +61,7 @@ def config_of(model: M3oE, data: Dataset, options: TrainOptions, out: str) -> di
         "data": f"prepared:{data.folder}",
         "split": data.split,
         "split_seed": data.split_seed,
-        "model": "m3oe",
+        "model": model.config.name,
         **sizes,
         **dataclasses.asdict(options),
         "device": device_of(model).type,

@@ -28,7 +28,7 @@ from m3oe_fast.data.dataset import Dataset
 from m3oe_fast.data.reader import Reader
 from m3oe_fast.errors import ConfigError, DataError
 from m3oe_fast.metrics import Scores
-from m3oe_fast.model import M3oE
+from m3oe_fast.model import RankingModel
 from m3oe_fast.training import bilevel, graph
 from m3oe_fast.training.console import ConsoleDisplay, Display
 from m3oe_fast.training.evaluation import device_of, evaluate, unscored
@@ -112,7 +112,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: M3oE,
+        model: RankingModel,
         dataset: Dataset,
         options: TrainOptions | None = None,
         *,
@@ -122,7 +122,10 @@ class Trainer:
     ) -> None:
         self.model = model
         self.dataset = dataset
-        self.options = options = options or TrainOptions()
+        options = options or TrainOptions()
+        if not model.fusion_parameters():
+            options = dataclasses.replace(options, bilevel="off")
+        self.options = options
         self.run = None if out is None else RunFolder(out)
         self.resolved = resolved
         self.display = ConsoleDisplay() if display is None else display
@@ -382,8 +385,10 @@ class Trainer:
         """Remember where the fusion weights stand in or after step ``step`` of the run; None: at an epoch's end."""
         number = self.progress.epoch + 1
         at = number * self.steps_per_epoch if step is None else step
+        flat = self._flat_fusion()
+        if not flat:
+            return
         with self.clock("log"):
-            flat = self._flat_fusion()
             self.progress.fusion.append([number, at, *flat.values()])
             for logger in self._loggers:
                 logger.outer(at, flat)
@@ -528,7 +533,8 @@ class Trainer:
             return
         file, content = found
         self._check_newest(file, content, resume)
-        check_same(file, content, self._identity(), self.model.config.to_dict(), self._fixed_options())
+        config = {"model": self.model.config.name, **self.model.config.to_dict()}
+        check_same(file, content, self._identity(), config, self._fixed_options())
         state = content["trainer"]
         self.model.load_weights(content["weights"], source=str(file))
         self.optimizers.load_state_dict(state)
@@ -586,7 +592,7 @@ def _grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
         yield group
 
 
-def _check_fit(model: M3oE, dataset: Dataset) -> None:
+def _check_fit(model: RankingModel, dataset: Dataset) -> None:
     for name in ("train", "val", "test"):
         if not len(getattr(dataset, name)):
             raise DataError(

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from m3oe_fast.data.batch import Batch
 from m3oe_fast.errors import ConfigError
-from m3oe_fast.model import M3oE
+from m3oe_fast.model import RankingModel
 from m3oe_fast.training.options import TrainOptions
 
 
@@ -46,7 +46,7 @@ class LossWeighting(nn.Module):
         self.register_buffer("given", given, persistent=False)
         self.log_variance = nn.Parameter(torch.zeros(shape)) if self.kind == "uncertainty" else None
 
-    def loss(self, model: M3oE, batch: Batch, counts: Sequence[Tensor] | None = None, place: int = 0) -> Tensor:
+    def loss(self, model: RankingModel, batch: Batch, counts: Sequence[Tensor] | None = None, place: int = 0) -> Tensor:
         """The part of one batch in a step's loss; a differentiable scalar.
 
         Args:

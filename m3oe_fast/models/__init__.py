@@ -1,0 +1,73 @@
+"""The kinds of models, by the name that the command line and checkpoints use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from m3oe_fast import checkpoint
+from m3oe_fast.config import ModelConfig
+from m3oe_fast.errors import CheckpointError
+from m3oe_fast.model import RankingModel
+from m3oe_fast.models.adatt import AdaTT, AdaTTSp
+from m3oe_fast.models.m2m import M2M
+from m3oe_fast.models.m3oe import M3oE
+from m3oe_fast.models.mlp import MLP
+from m3oe_fast.models.mmoe import MMoE
+from m3oe_fast.models.pepnet import PEPNet
+from m3oe_fast.models.ple import PLE
+from m3oe_fast.models.shared_bottom import SharedBottom
+from m3oe_fast.models.star import STAR
+
+MODELS: dict[str, type[RankingModel]] = {
+    kind.config_type.name: kind for kind in (MLP, SharedBottom, MMoE, PLE, AdaTT, AdaTTSp, STAR, M2M, PEPNet, M3oE)
+}
+
+
+def load(
+    path: str | os.PathLike[str], backend: str = "auto", precision: str = "fp32", sparse_grad: bool = False
+) -> RankingModel:
+    """Read a model of any kind from a run folder (its best checkpoint), a checkpoint folder or a model.pt, in `eval()`
+    mode.
+
+    Raises:
+        CheckpointError: missing, damaged, or not a checkpoint of this package.
+    """
+    content = checkpoint.read(path)
+    return from_checkpoint(content, path, backend=backend, precision=precision, sparse_grad=sparse_grad)
+
+
+def from_checkpoint(
+    content: Mapping[str, Any],
+    path: str | os.PathLike[str],
+    *,
+    backend: str = "auto",
+    precision: str = "fp32",
+    sparse_grad: bool = False,
+) -> RankingModel:
+    """The model in what ``checkpoint.read(path)`` gave, in `eval()` mode.
+
+    Raises:
+        CheckpointError: as `load`.
+    """
+    kind = _kind_of(content, path)
+    return kind.from_checkpoint(content, path, backend=backend, precision=precision, sparse_grad=sparse_grad)
+
+
+def config_of(content: Mapping[str, Any], path: str | os.PathLike[str]) -> ModelConfig:
+    """The configuration in what ``checkpoint.read(path)`` gave.
+
+    Raises:
+        CheckpointError: as `load`.
+    """
+    return _kind_of(content, path).config_in(content, path)
+
+
+def _kind_of(content: Mapping[str, Any], path: str | os.PathLike[str]) -> type[RankingModel]:
+    name = checkpoint.model_name(content)
+    if name not in MODELS:
+        raise CheckpointError(
+            f"{path} holds a model {name!r}, this version knows {', '.join(MODELS)}; update m3oe_fast"
+        )
+    return MODELS[name]
