@@ -35,7 +35,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def make_model(domains=3, tasks=2, shared=2, dtype=torch.float32, **changed):
     torch.manual_seed(0)
     sizes = {"embed_dim": 4, "star_dim": 8, "hidden_dim": 8, "expert_dims": (6, 4), "tower_dim": 4}
-    model = M3oE(M3oEConfig((8, domains + 1), 1, domains, tasks, shared_experts=shared, **(sizes | changed)), backend="reference")
+    model = M3oE(
+        M3oEConfig((8, domains + 1), 1, domains, tasks, shared_experts=shared, **(sizes | changed)), backend="reference"
+    )
     for weight in model.parameters():
         torch.nn.init.normal_(weight)
     return model.to(dtype).eval()
