@@ -72,13 +72,15 @@ def add_shared(
     add("--json", metavar="PATH", help="keep the result here")
 
 
-def add_data(parser: argparse.ArgumentParser) -> None:
-    """The options of a command that trains: what `load_data` reads, and for how long."""
+def add_data(parser: argparse.ArgumentParser, *, one_split: bool = True) -> None:
+    """The options of a command that trains: what `load_data` reads, and for how long; `one_split` False: all but the
+    split."""
     add = parser.add_argument
     add("--data", default="movielens-100k", help="as for python -m m3oe_fast.train")
     add("--data_path", help="file or folder of the log")
     add("--cache_dir", help="where prepared data lie (default: the user's cache folder)")
-    add("--split", choices=SPLITS, default="random")
+    if one_split:
+        add("--split", choices=SPLITS, default="random")
     add("--split_seed", type=int, default=0)
     add("--batch_size", type=positive, default=4096)
     add("--epochs", type=positive, default=5, help="epochs behind an AUC, at most")

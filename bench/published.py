@@ -49,6 +49,8 @@ class PublishedM3oE(nn.Module):
         c = source.config
         if c.star_activation != "norm_relu" or not c.gate_detach or c.fusion != "scalar" or c.shared_experts < 1:
             raise ValueError("the published code has norm_relu, detached gates, scalar fusion, shared experts")
+        if c.modules != "balanced" or not (c.domain_experts and c.task_experts) or c.bag_vocab_sizes:
+            raise ValueError("the published code has balanced modules, domain and task experts, no bags")
         self.config: M3oEConfig = c
         pairs = c.num_domains * c.num_tasks
 
@@ -133,8 +135,7 @@ class PublishedM3oE(nn.Module):
     def gradients(self) -> dict[str, Tensor]:
         """The gradients under the names and in the shapes of `M3oE.named_parameters()`."""
         shapes = {name: parameter.shape for name, parameter in M3oE(self.config, "reference").named_parameters()}
-        device = self.shared_weight.device
-        result = {name: torch.zeros(shape, device=device) for name, shape in shapes.items()}
+        result = {name: self.shared_weight.new_zeros(shape) for name, shape in shapes.items()}
         for name, index, parameter, transposed in self._slots():
             if parameter.grad is not None:
                 result[name][index] = parameter.grad.T if transposed else parameter.grad
