@@ -11,7 +11,7 @@ COMMANDS = {
     "predict": "score raw rows in Parquet or CSV files with a saved model",
     "tune": "search the options with the best validation AUC",
     "report": "figures and text about a run",
-    "prepare": "write a log as memory-mapped columns ahead of training",
+    "prepare": "fetch a public data set; write a log as memory-mapped columns ahead of training",
     "info": "what is installed, which backends run here, and why others do not",
 }
 

@@ -1,6 +1,7 @@
 """MovieLens in its three published forms: the same log whichever was read."""
 
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from m3oe_fast.data.build import encode_rows
 from m3oe_fast.data.encode import Encoder
 from m3oe_fast.errors import DataError
 
-from .log_files import edit, make_ratings, write_1m, write_100k, write_recbole, zipped
+from .log_files import edit, make_ratings, write, write_1m, write_100k, write_recbole, zipped
 
 FIELDS = ["user_id", "movie_id", "gender", "occupation", "zip", "genre"]
 WRITERS = {"movielens-1m": write_1m, "movielens-100k": write_100k}
@@ -78,6 +79,26 @@ def test_zip_of_1m(ratings, tmp_path):
     assert np.array_equal(packed.label, read("movielens-1m", folder).label)
 
 
+def test_publishers_zip_of_100k_as_it_is(ratings, tmp_path):
+    """With the folds, the lists and the scripts that lie beside the log, and the film of which nothing is known."""
+    ratings.movies[5] = ("unknown", ["unknown"])
+    folder = write_100k(tmp_path / "ml-100k", ratings)
+    item = folder / "u.item"
+    edit(item, "|unknown|01-Jan-1995||http://us.imdb.com/M/title-exact?5|", "|unknown||||", "latin-1")
+    item.write_bytes(item.read_bytes() + b"\n")
+    for decoy in ("u1.base", "ua.test", "u.info", "u.genre", "u.occupation", "allbut.pl", "README"):
+        write(folder / decoy, ["1\t2\t3\t4"])
+    archive = zipped(folder, tmp_path / "ml-100k.zip", "ml-100k/")
+    with zipfile.ZipFile(archive, "a") as file:
+        file.writestr("ml-100k/", "")
+        file.writestr("__MACOSX/ml-100k/._u.data", b"\0")
+    log = read("movielens-100k", archive)
+    assert len(log) == len(ratings.rows)
+    genres = dict(zip(texts(log.fields["movie_id"]), texts(log.fields["genre"]), strict=True))
+    assert genres["5"] == "unknown"
+    assert genres["4"] == ratings.movies[4][1][0]
+
+
 def test_incomplete_log_says_so(ratings, tmp_path):
     (line,) = read("movielens-1m", write_1m(tmp_path, ratings)).warnings
     assert "where the complete log has 210,747 / 395,556 / 393,906 (1,000,209 in all)" in line
@@ -89,12 +110,6 @@ def test_complete_log_says_nothing(ratings, tmp_path, monkeypatch):
     log = movielens.LOGS["movielens-1m"]
     monkeypatch.setitem(movielens.LOGS, "movielens-1m", type(log)(**{**vars(log), "domain_rows": rows}))
     assert read("movielens-1m", tmp_path).warnings == ()
-
-
-@pytest.mark.parametrize("name", WRITERS)
-def test_no_path_says_where_to_get_it(name):
-    with pytest.raises(DataError, match=r"needs --data_path: GroupLens offers ml-1\w+\.zip at http"):
-        movielens.find(name, None)
 
 
 @pytest.mark.parametrize("file", ["ratings.dat", "users.dat", "movies.dat"])

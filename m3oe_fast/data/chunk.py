@@ -24,12 +24,16 @@ class Chunk:
         file: where they stand.
         first: number of row 0 in the file, from 0.
         start: number of row 0 in the log, from 0.
+        places: where rows in between were left out, int64 [n]: how many rows after ``first`` each stands.
 
     Every method raises DataError, with file, row and field, where a value does not fit.
     """
 
-    def __init__(self, columns: pa.Table, file: LogFile, first: int, start: int) -> None:
-        self._columns, self._file, self._first, self.start = columns, file, first, start
+    def __init__(
+        self, columns: pa.Table, file: LogFile, first: int, start: int, places: np.ndarray | None = None
+    ) -> None:
+        self._columns, self.file, self._first, self.start = columns, file, first, start
+        self._places = places
         self._coded: dict[str, Coded] = {}
 
     def __len__(self) -> int:
@@ -61,13 +65,7 @@ class Chunk:
 
     def domain(self, rule: DomainRule) -> np.ndarray:
         """int32 [n], 0..D-1."""
-        if rule.column is None:
-            return np.zeros(len(self), np.int32)
-        if rule.edges:
-            domain = rule.of_numbers(self._numbers(rule.column))
-        else:
-            codes, texts = self.texts(rule.column)
-            domain = np.append(rule.of_texts(texts), np.int32(-1))[codes]
+        domain = self._domain(rule)
         wrong = domain < 0
         if wrong.any():
             row = int(np.argmax(wrong))
@@ -77,11 +75,16 @@ class Chunk:
             )
         return domain
 
+    def within(self, rule: DomainRule, start: int) -> Chunk:
+        """The rows that lie in a domain; ``start`` becomes the number of the first of them in the log."""
+        places = np.flatnonzero(self._domain(rule) >= 0)
+        return Chunk(self._columns.take(pa.array(places)), self.file, self._first, start, places)
+
     def label(self, rules: tuple[LabelRule, ...]) -> np.ndarray:
         """float32 [n,T] of 0, 1, NaN (not observed)."""
         label = np.empty((len(self), len(rules)), np.float32)
         for place, rule in enumerate(rules):
-            label[:, place] = rule.apply(self._numbers(rule.column), str(self._file.path), self._row_name)
+            label[:, place] = rule.apply(self._numbers(rule.column), str(self.file.path), self._row_name)
         return label
 
     def weight(self, name: str) -> np.ndarray:
@@ -104,6 +107,15 @@ class Chunk:
         with self._locating(name):
             return times_of(self._raw(name))
 
+    def _domain(self, rule: DomainRule) -> np.ndarray:
+        """int32 [n], -1 for rows in no domain."""
+        if rule.column is None:
+            return np.zeros(len(self), np.int32)
+        if rule.edges:
+            return rule.of_numbers(self._numbers(rule.column))
+        codes, texts = self.texts(rule.column)
+        return np.append(rule.of_texts(texts), np.int32(-1))[codes]
+
     def _numbers(self, name: str) -> np.ndarray:
         with self._locating(name):
             return numbers_of(self._raw(name))
@@ -120,7 +132,7 @@ class Chunk:
             raise self._error(name, error.row, str(error)) from error
 
     def _error(self, name: str, row: int, fault: str) -> DataError:
-        return DataError(f"{self._file.path}, row {self._row_name(row)}, field {name}: {fault}")
+        return DataError(f"{self.file.path}, row {self._row_name(row)}, field {name}: {fault}")
 
     def _row_name(self, row: int) -> str:
-        return self._file.row_name(self._first + row)
+        return self.file.row_name(self._first + (row if self._places is None else int(self._places[row])))

@@ -146,6 +146,7 @@ class Dataset:
         warnings: one line each.
         identity: digest of everything the prepared rows depend on.
         folder: where the prepared log lies.
+        notes: one line each, for example on the rows that were left out.
     """
 
     name: str
@@ -161,6 +162,7 @@ class Dataset:
     warnings: tuple[str, ...]
     identity: str
     folder: Path
+    notes: tuple[str, ...] = ()
 
     def summary(self) -> list[str]:
         """For a person: the split, rows and users per part and domain, sizes, warnings."""
@@ -177,6 +179,7 @@ class Dataset:
             "id fields " + ", ".join(f"{name} {size:,}" for name, size in fields),
             "dense     " + (", ".join(self.schema.dense) or "none"),
             "tasks     " + ", ".join(self.schema.tasks),
+            *self.notes,
             *self._best(),
             *(f"warning: {line}" for line in self.warnings),
         ]
@@ -197,7 +200,7 @@ def open_dataset(folder: Path) -> Dataset:
     facts = read_json(folder / DATASET)
     encoder = Encoder.from_dict(read_json(folder / ENCODER))
     parts = {part: _open_part(folder / f"{part}.arrow", encoder.schema) for part in PARTS}
-    facts["warnings"] = tuple(facts["warnings"])
+    facts |= {name: tuple(facts.get(name, ())) for name in ("notes", "warnings")}
     return Dataset(**facts, **parts, schema=encoder.schema, encoder=encoder, folder=folder)
 
 

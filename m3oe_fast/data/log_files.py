@@ -1,14 +1,15 @@
 """Parquet and CSV files, read in chunks of bounded memory, with messages that name file and row.
 
 ``LogFile`` is what both have in common. Rows of a Parquet file are counted from 1 (the message names the row group
-too, counted from 0 as pyarrow does), rows of a CSV file so that the header is row 1; empty lines do not count.
+too, counted from 0 as pyarrow does), rows of a CSV file so that the header, if there is one, is row 1; empty lines do
+not count.
 """
 
 from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
@@ -24,7 +25,7 @@ CHUNK_ROWS = 1 << 18
 READ_BYTES = 1 << 20  # of a column of a row group held at a time, whatever the size of the row group
 CSV_BLOCK_BYTES = 1 << 23
 MAGIC = b"PAR1"
-TOKEN, NUMBER = pa.string(), pa.float64()
+TOKEN, NUMBER, WHOLE = pa.string(), pa.float64(), pa.int64()
 
 
 class LogFile(Protocol):
@@ -100,27 +101,37 @@ class ParquetFile:
 
 
 class CsvFile:
-    """A ``LogFile`` of text with a header line; fields may be quoted.
+    """A ``LogFile`` of text, with a header line or with names from elsewhere; fields may be quoted.
 
     Args:
         path: the file; .gz, .bz2, .lz4 and .zst are unpacked on the way.
         delimiter: one character.
-        numbers: the columns that hold numbers. All others hold texts.
+        numbers: the columns that hold numbers.
+        wholes: those that hold whole numbers. All others hold texts.
+        names: of the columns of a file without header.
 
     Raises:
-        DataError: the file cannot be read, has no header, or two columns have one name.
+        DataError: the file cannot be read, has no columns, or two columns have one name.
     """
 
     rows: int | None = None
 
-    def __init__(self, path: Path, delimiter: str, numbers: Collection[str]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        delimiter: str,
+        numbers: Collection[str],
+        wholes: Collection[str] = (),
+        names: Sequence[str] = (),
+    ) -> None:
         self.path = path
-        self._delimiter = delimiter
+        self._delimiter, self._names = delimiter, list(names)
         self.types: dict[str, pa.DataType] = {}
         with self._reading():
-            names = self._open([]).schema.names
-            _types(path, pa.schema([(name, TOKEN) for name in names]))
-            self.types = {name: NUMBER if name in numbers else TOKEN for name in names}
+            found = self._open([]).schema.names
+            _types(path, pa.schema([(name, TOKEN) for name in found]))
+            kinds = {**dict.fromkeys(numbers, NUMBER), **dict.fromkeys(wholes, WHOLE)}
+            self.types = {name: kinds.get(name, TOKEN) for name in found}
 
     def batches(self, columns: Collection[str]) -> Iterator[pa.RecordBatch]:
         """As ``LogFile.batches``.
@@ -133,11 +144,12 @@ class CsvFile:
 
     def row_name(self, row: int) -> str:
         """As ``LogFile.row_name``."""
-        return str(row + 2)
+        return str(row + (1 if self._names else 2))
 
     def _open(self, columns: list[str]) -> pa.csv.CSVStreamingReader:
         types = {name: self.types[name] for name in columns}
-        read = pa.csv.ReadOptions(use_threads=False, block_size=CSV_BLOCK_BYTES)  # threads lose the row of an error
+        # Threads lose the row of an error.
+        read = pa.csv.ReadOptions(use_threads=False, block_size=CSV_BLOCK_BYTES, column_names=self._names)
         parse = pa.csv.ParseOptions(delimiter=self._delimiter, newlines_in_values=False)
         return pa.csv.open_csv(
             self.path, read, parse, pa.csv.ConvertOptions(column_types=types, include_columns=columns)
@@ -158,13 +170,15 @@ class CsvFile:
         place = f"{self.path}, row {row[1]}" if row else f"{self.path}"
         shape = re.search(r"Expected (\d+) columns, got (\d+)", message)
         if shape:
+            wanted = f"{shape[1]} are expected" if self._names else f"the header has {shape[1]}"
             return (
-                f"{place}: {shape[2]} columns where the header has {shape[1]} (wrong delimiter, or the line is cut "
-                "short); mend the file"
+                f"{place}: {shape[2]} columns where {wanted} (wrong delimiter, or the line is cut short); mend the file"
             )
         value = re.search(r"In CSV column #(\d+).*invalid value '(.*?)'", message, re.DOTALL)
         if value:
-            return f"{place}, field {list(self.types)[int(value[1])]}: {value[2]!r} is not a number; mend it"
+            name, kind = list(self.types.items())[int(value[1])]
+            wanted = "whole number" if kind == WHOLE else "number"
+            return f"{place}, field {name}: {value[2]!r} is not a {wanted}; mend it"
         if "UTF8" in message or "UTF-8" in message or "utf-8" in message:
             return f"{place}: not UTF-8 text; save the file as UTF-8"
         if "Empty CSV" in message:

@@ -37,9 +37,10 @@ KEYS = (
 )
 ID_KEYS = ("name", "encoding", "buckets", "min_count")
 BAG_KEYS = (*ID_KEYS, "pooling", "separator")
-DOMAIN_KEYS = ("column", "bins", "values")
+DOMAIN_KEYS = ("column", "bins", "values", "others")
 ENCODINGS = ("vocabulary", "hash")
 POOLINGS = ("mean", "sum")
+OTHERS = ("refuse", "drop")
 MAX_BUCKETS = 2**31 - 2  # ids are int32, and 0 is taken
 
 
@@ -81,6 +82,7 @@ class LogSchema:
         labels: T rules.
         timestamp, user, weight: columns, None where the log has none.
         delimiter: between the columns of CSV files.
+        drop_others: rows with another text than the domain's are left out; else they are an error.
     """
 
     ids: tuple[IdColumn, ...]
@@ -92,6 +94,7 @@ class LogSchema:
     user: str | None = None
     weight: str | None = None
     delimiter: str = ","
+    drop_others: bool = False
 
     def roles(self) -> list[tuple[str, str]]:
         """Every use of a column: (column, role), in the order of the YAML keys."""
@@ -164,6 +167,7 @@ def parse_schema(values: Any, file: Path) -> LogSchema:
         domain=_domain(where, values.get("domain")),
         labels=_labels(where, values.get("labels")),
         delimiter=delimiter,
+        drop_others=_drop_others(where, values.get("domain")),
         **{
             key: None if values.get(key) is None else _column(where, key, values[key])
             for key in ("timestamp", "user", "weight")
@@ -265,6 +269,14 @@ def _domain(where: _Where, value: Any) -> DomainRule:
     if len(texts) > MAX_DOMAINS:
         raise where.error("domain.values", f"{len(texts)} domains, at most {MAX_DOMAINS} fit; use bins")
     return DomainRule(column, texts=tuple(texts))
+
+
+def _drop_others(where: _Where, value: Any) -> bool:
+    if not isinstance(value, dict) or "others" not in value:
+        return False
+    if "values" not in value:
+        raise where.error("domain.others", "only listed values leave others; list them under values, or drop the key")
+    return _choice(where, "domain.others", value["others"], OTHERS) == "drop"
 
 
 def _edges(where: _Where, value: Any) -> tuple[float, ...]:

@@ -5,7 +5,7 @@ first one) and domain; dense: age. Domains are age <25, 25-34 and >=35, for the 
 paper's {1,18}, {25}, {35,45,50,56}. Read from the folder or zip of GroupLens (1M: ``ratings.dat``,
 ``users.dat``, ``movies.dat``, separated by ``::``, latin-1; 100K: ``u.data``, ``u.user``,
 ``u.item``), 100K also as RecBole atomic files. Formats: the README files in the zips. The licence
-forbids passing the files on, so the user names their place.
+forbids passing the files on; ``m3oe_fast.prepare --download`` fetches them from GroupLens.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ import pyarrow as pa
 
 from m3oe_fast.data import recbole
 from m3oe_fast.data.archive import Archive
+from m3oe_fast.data.catalogue import CATALOGUE
 from m3oe_fast.data.columns import Tokens, first_token
 from m3oe_fast.data.delimited import NUMBER, TOKEN, Layout, Table, read_delimited, require_finite
 from m3oe_fast.data.domains import DomainRule
 from m3oe_fast.data.join import join_rows
 from m3oe_fast.data.labels import parse_labels
+from m3oe_fast.data.published_counts import Counts, Published
 from m3oe_fast.data.rawlog import RawLog, Source
 from m3oe_fast.errors import DataError
 
 LABELS = "click=rating>3,like=rating>4"
 DOMAINS = DomainRule("age", edges=(25.0, 35.0))
-HOME = "https://grouplens.org/datasets/movielens"
 SEPARATORS = {"genre": "| "}  # of genres: GroupLens writes bars, RecBole blanks, and no genre holds either
 ALIASES = {"movie_id": ("item_id",), "zip": ("zip_code",), "genre": ("genres", "class")}
 GENRES = [
@@ -69,19 +70,13 @@ class Tables:
     movies: Table
 
 
-def find(name: str, data_path: str | None) -> Source:
-    """The log ``name`` of ``LOGS`` at ``data_path``.
+def find(name: str, data_path: str) -> Source:
+    """The log ``name`` of ``LOGS`` in the zip, folder or wheel at ``data_path``.
 
     Raises:
-        DataError: no path, or the files are not there.
+        DataError: the files are not there.
     """
     log = LOGS[name]
-    if data_path is None:
-        places = "the zip, its folder or the recbole wheel" if log.atomic_files else "the zip or its folder"
-        raise DataError(
-            f"--data {name} needs --data_path: GroupLens offers {log.zip_name} at {log.page} "
-            f"(its licence forbids passing it on); name {places}"
-        )
     archive = Archive(data_path)
     files, read = log.files, log.read
     if log.atomic_files and any(archive.find(file) for file in log.atomic_files):
@@ -89,10 +84,11 @@ def find(name: str, data_path: str | None) -> Source:
     found = {file: archive.find(file) for file in files}
     lacking = ", ".join(file for file, member in found.items() if member is None)
     if lacking:
-        raise DataError(f"{archive.path}: lacks {lacking}; fetch {log.zip_name} from {log.page}")
+        published = CATALOGUE[name]
+        raise DataError(f"{archive.path}: lacks {lacking}; fetch {published.file_names} from {published.page}")
     members = [member for member in found.values() if member is not None]
     identity = {"content": archive.digest(members)}
-    return Source(name, identity, lambda: assemble(name, read(archive, members)))
+    return Source(name, identity, lambda: assemble(name, read(archive, members)), log.published)
 
 
 def assemble(name: str, tables: Tables) -> RawLog:
@@ -256,41 +252,46 @@ def _renamed(table: Table, tokens: dict[str, str], numbers: tuple[str, ...]) -> 
     )
 
 
+PAPER = Published(
+    "the M3oE paper (Table 1)",
+    Counts(
+        (210_747, 395_556, 393_906),
+        {"user_id": (1_325, 2_096, 2_619), "movie_id": (3_429, 3_508, 3_595)},
+    ),
+    remedy="fetch the complete log again",
+)
+
+
 @dataclass(frozen=True)
 class Log:
     """What tells the two logs apart.
 
     Attributes:
-        zip_name: the publisher's file.
-        page: where the publisher offers it.
         files: ratings, users, movies in the publisher's format.
         read: reads them.
         domain_rows: rows of each domain in the complete log.
         atomic_files: the same three as RecBole publishes them, if we know them.
+        published: what the paper counts in the domains.
     """
 
-    zip_name: str
-    page: str
     files: tuple[str, str, str]
     read: Callable[[Archive, list[str]], Tables]
     domain_rows: tuple[int, int, int]
     atomic_files: tuple[str, ...] = ()
+    published: Published | None = None
 
 
 LOGS = {
     "movielens-100k": Log(
-        "ml-100k.zip",
-        f"{HOME}/100k/",
         ("u.data", "u.user", "u.item"),
         _read_100k,
         (26_551, 35_444, 38_005),
         ("ml-100k.inter", "ml-100k.user", "ml-100k.item"),
     ),
     "movielens-1m": Log(
-        "ml-1m.zip",
-        f"{HOME}/1m/",
         ("ratings.dat", "users.dat", "movies.dat"),
         _read_1m,
-        (210_747, 395_556, 393_906),
+        PAPER.counts.rows,
+        published=PAPER,
     ),
 }

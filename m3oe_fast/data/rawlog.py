@@ -10,6 +10,7 @@ import numpy as np
 from m3oe_fast.data.columns import Tokens
 from m3oe_fast.data.domains import DomainRule
 from m3oe_fast.data.labels import LabelRule
+from m3oe_fast.data.published_counts import Published
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,10 @@ class Source:
         name: what the user calls it; also part of file names.
         identity: everything the rows depend on, plain JSON types: content hash, columns, rules.
         read: reads it all.
+        published: what a publication counts in its domains, if we know one.
     """
 
     name: str
     identity: dict[str, object]
     read: Callable[[], RawLog]
+    published: Published | None = None

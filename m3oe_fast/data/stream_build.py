@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from m3oe_fast.data.census import take_census
 from m3oe_fast.data.chunk import Chunk
 from m3oe_fast.data.encode import Encoder
 from m3oe_fast.data.fit import fit
 from m3oe_fast.data.log_schema import LogSchema
 from m3oe_fast.data.pair_counts import PairCounts
+from m3oe_fast.data.published_counts import Published
 from m3oe_fast.data.schema import DOMAIN_FIELD
 from m3oe_fast.data.store import DATASET, ENCODER, PARTS, Columns, PartFile, PartWriter, smallest_uint, write_json
 from m3oe_fast.data.stream_split import make_split
@@ -24,13 +26,22 @@ USERS_AT_A_TIME = 1 << 21  # rows whose users are told apart in memory together
 BLOCK_ROWS = 1 << 18
 
 
-def build_stream(folder: Path, log: TabularLog, split: str, split_seed: int, identity: str) -> None:
+def build_stream(
+    folder: Path, log: TabularLog, split: str, split_seed: int, identity: str, published: Published | None = None
+) -> None:
     """Write every file of the prepared log but the manifest into ``folder`` (existing, empty).
 
+    Args:
+        folder, log: from where, to where.
+        split, split_seed: how its rows are divided.
+        identity: digest of everything the rows depend on.
+        published: counts that the log must have.
+
     Raises:
-        DataError: the split is impossible, or a value does not fit.
+        DataError: the split is impossible, a value does not fit, or the log has other counts.
         OSError: the folder cannot be written.
     """
+    notes, differences = _counted(log, published)
     divided = make_split(log, split, split_seed, folder)
     encoder, warnings = fit(log, divided)
     pairs = PairCounts(encoder.schema.domains, encoder.schema.tasks)
@@ -53,7 +64,8 @@ def build_stream(folder: Path, log: TabularLog, split: str, split_seed: int, ide
         "identity": identity,
         "best_auc": None,
         "counts": _counts(folder, pairs, has_users=log.schema.user is not None),
-        "warnings": [*warnings, *pairs.warnings()],
+        "notes": notes,
+        "warnings": [*differences, *warnings, *pairs.warnings()],
     }
     write_json(folder / DATASET, facts)
 
@@ -83,6 +95,15 @@ def encode_chunk(chunk: Chunk, schema: LogSchema, encoder: Encoder) -> Columns:
     if schema.user is not None:
         columns["user"] = chunk.user(schema.user)
     return columns
+
+
+def _counted(log: TabularLog, published: Published | None) -> tuple[list[str], list[str]]:
+    """A note on the rows that are left out, and warnings about counts that differ from published ones."""
+    if published is None and not log.schema.drop_others:
+        return [], []
+    census = take_census(log, () if published is None else tuple(published.counts.distinct))
+    notes = [census.note(log.schema.domain.names)]
+    return notes, [] if published is None else published.check(str(log.path), census.counts, census.rows)
 
 
 def _taken(column: np.ndarray | tuple[np.ndarray, np.ndarray], rows: np.ndarray) -> Any:

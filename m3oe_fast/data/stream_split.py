@@ -5,7 +5,8 @@ temporal   exactly as in ``splits``: the rows at 80 and 90 % of the order by tim
            found by counting (a radix selection over the times, spilled to a file: 8 bytes per row on disk, a
            megabyte in memory). Rows stay in file order within their part
 user       a draw from (split seed, hash of the user): 8:1:1 of the users up to chance; rows without one are one user
-official   by position in the files, one after the other
+official   by position in the files, one after the other; where the publisher gives files for testing, the others
+           train, and a draw as in random halves the given ones into val and test
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 
 from m3oe_fast.data.chunk import Chunk
 from m3oe_fast.data.hashing import mixed
+from m3oe_fast.data.log_files import LogFile
 from m3oe_fast.data.splits import SPLITS
 from m3oe_fast.data.tabular import TabularLog
 from m3oe_fast.errors import DataError
@@ -27,7 +29,7 @@ from m3oe_fast.errors import DataError
 _DIGIT_BITS = 16
 _READ_ROWS = 1 << 20
 _TRAIN, _VAL = (np.uint64(2**64 * tenths // 10) for tenths in (8, 9))
-_SIGN = np.uint64(1 << 63)
+_HALF = _SIGN = np.uint64(1 << 63)
 
 Assign = Callable[[Chunk], np.ndarray]
 """Part of each row of a chunk, int8 [n]: 0 train, 1 val, 2 test. Chunks must come in order, none left out."""
@@ -50,7 +52,7 @@ def make_split(log: TabularLog, split: str, seed: int, scratch: Path) -> Split:
 
     Args:
         split: a name of ``SPLITS``.
-        seed: of the random and user splits, not negative.
+        seed: of the draws, not negative.
         scratch: a folder for a temporary file without a name.
 
     Raises:
@@ -63,6 +65,8 @@ def make_split(log: TabularLog, split: str, seed: int, scratch: Path) -> Split:
     user, timestamp = log.schema.user, log.schema.timestamp
     if split == "random":
         return Split((), lambda: lambda chunk: _drawn(chunk.rows, seed))
+    if split == "official" and log.given_test:
+        return Split((), lambda: lambda chunk: _given(chunk, log.given_test, seed))
     if split == "official":
         ends = np.array(_ends(log.count_rows()))
         return Split((), lambda: lambda chunk: np.searchsorted(ends, chunk.rows, side="right").astype(np.int8))
@@ -109,6 +113,12 @@ class _Temporal:
 def _drawn(numbers: np.ndarray, seed: int) -> np.ndarray:
     draw = mixed(numbers, seed)
     return (draw >= _TRAIN).astype(np.int8) + (draw >= _VAL).astype(np.int8)
+
+
+def _given(chunk: Chunk, given_test: tuple[LogFile, ...], seed: int) -> np.ndarray:
+    if chunk.file not in given_test:
+        return np.zeros(len(chunk), np.int8)
+    return 1 + (mixed(chunk.rows, seed) >= _HALF).astype(np.int8)
 
 
 def _ends(rows: int) -> tuple[int, int]:

@@ -22,6 +22,7 @@ from m3oe_fast.data.arrow_columns import is_list, is_number, is_text, is_time
 from m3oe_fast.data.chunk import Chunk
 from m3oe_fast.data.log_files import CHUNK_ROWS, CsvFile, LogFile, ParquetFile
 from m3oe_fast.data.log_schema import LogSchema, read_schema
+from m3oe_fast.data.published_counts import Published
 from m3oe_fast.errors import DataError
 
 Format = Literal["parquet", "csv"]
@@ -42,12 +43,18 @@ class TabularLog:
         path: the file or folder.
         files: at least one.
         schema: what the columns are for.
+        joined: further files that rows of ``files`` take columns from.
+        given_test: those of ``files`` that the publisher gives for testing, if any.
+        published: what a publication counts in its domains, if we know one.
     """
 
     name: str
     path: Path
     files: tuple[LogFile, ...]
     schema: LogSchema
+    joined: tuple[Path, ...] = ()
+    given_test: tuple[LogFile, ...] = ()
+    published: Published | None = None
 
     @cached_property
     def identity(self) -> dict[str, object]:
@@ -57,7 +64,7 @@ class TabularLog:
             DataError: a file cannot be read.
         """
         with ThreadPoolExecutor() as pool:
-            digests = list(pool.map(_digest, [file.path for file in self.files]))
+            digests = list(pool.map(file_digest, [*(file.path for file in self.files), *self.joined]))
         return {"files": digests, "schema": self.schema.to_dict()}
 
     def columns(self, *roles: str) -> tuple[str, ...]:
@@ -65,11 +72,23 @@ class TabularLog:
         return tuple(dict.fromkeys(name for name, role in self.schema.roles() if not roles or role in roles))
 
     def chunks(self, columns: Collection[str]) -> Iterator[Chunk]:
-        """These columns (at least one) of all rows, in order, in chunks of about ``CHUNK_ROWS``.
+        """These columns (at least one) of all rows that count, in order, in chunks of at most about ``CHUNK_ROWS``.
 
         Raises:
             DataError: a file is damaged, or a CSV line cannot be read.
         """
+        if not self.schema.drop_others:
+            yield from self.all_chunks(columns)
+            return
+        start = 0
+        for chunk in self.all_chunks(tuple({*columns, self.schema.domain.column})):
+            kept = chunk.within(self.schema.domain, start)
+            start += len(kept)
+            if len(kept):
+                yield kept
+
+    def all_chunks(self, columns: Collection[str]) -> Iterator[Chunk]:
+        """As ``chunks``, with the rows that the schema drops."""
         start = 0
         for file in self.files:
             first = 0
@@ -79,15 +98,15 @@ class TabularLog:
                 start += table.num_rows
 
     def count_rows(self) -> int:
-        """The rows of all files: Parquet files say it, CSV files are read.
+        """The rows that count: Parquet files say it, CSV files and files with rows to drop are read.
 
         Raises:
             DataError: as ``chunks``.
         """
-        if all(file.rows is not None for file in self.files):
+        if not self.schema.drop_others and all(file.rows is not None for file in self.files):
             return sum(file.rows for file in self.files)
         column = self.columns("labels")[:1]
-        return sum(batch.num_rows for file in self.files for batch in file.batches(column))
+        return sum(map(len, self.chunks(column)))
 
 
 def find(kind: Format, place: str, schema: str | None) -> TabularLog:
@@ -105,7 +124,7 @@ def find(kind: Format, place: str, schema: str | None) -> TabularLog:
     files = tuple(_open(kind, file, described) for file in paths)
     log = TabularLog(f"{kind}:{path.resolve().name}", path, files, described)
     for file in files:
-        _check_columns(log, file)
+        check_columns(log, file)
     if kind == "parquet":
         _check_same(log)
     return log
@@ -144,8 +163,12 @@ def _number_columns(schema: LogSchema) -> set[str]:
     return numeric - {column.name for column in schema.ids}
 
 
-def _check_columns(log: TabularLog, file: LogFile) -> None:
-    """Every column is there and of a type that its role can use."""
+def check_columns(log: TabularLog, file: LogFile) -> None:
+    """Check that every column is there and of a type that its role can use.
+
+    Raises:
+        DataError: one is not.
+    """
     schema = log.schema
     for name, role in schema.roles():
         if name not in file.types:
@@ -219,7 +242,12 @@ def _listed(types: dict[str, pa.DataType]) -> str:
     return f"its columns are {', '.join(names[:MAX_LISTED])}{more}"
 
 
-def _digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """Digest of a file's content.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     digest = hashlib.blake2b(digest_size=20)
     try:
         with path.open("rb") as file:

@@ -153,6 +153,18 @@ def say(console: Console, text: str) -> None:
     console.file.flush()
 
 
+def print_table(console: Console, table: Table) -> None:
+    """Print a table; a file or a pipe gets no padding and no empty lines."""
+    if console.is_terminal:
+        console.print(table)
+        return
+    with console.capture() as captured:
+        console.print(table)
+    for line in captured.get().splitlines():
+        if line.strip():
+            say(console, line.strip())
+
+
 def print_result(console: Console, result: Result, best_auc: Mapping[str, float | None] | None) -> None:
     """Print the table of a run per (domain, task), and why a value is missing from it.
 
@@ -201,10 +213,7 @@ def print_scores(
         rows, positives = sum(pair.rows for pair in own), sum(pair.positives for pair in own)
         table.add_row("overall", Text(task), f"{rows:,}", _share(positives, rows), *values)
     table.add_row("mean", "", "", "", *(_number(values.get("mean")) for values in columns.values()))
-    if plain:
-        _print_without_padding(console, table)
-    else:
-        console.print(table)
+    print_table(console, table)
     if len(pairs) > MOST_PAIRS:
         say(console, f"{len(pairs) - MOST_PAIRS} more pairs are in the means and not in the table")
     for metric, how in scores.approximate.items():
@@ -251,14 +260,6 @@ def _over_all_domains(scores: Scores, columns: Mapping[str, Any], val: Scores | 
 
 def _undefined(part: str, scores: Scores) -> list[str]:
     return [f"undefined: {part} {line}" for line in scores.undefined()]
-
-
-def _print_without_padding(console: Console, table: Table) -> None:
-    with console.capture() as captured:
-        console.print(table)
-    for line in captured.get().splitlines():
-        if line.strip():
-            say(console, line.strip())
 
 
 def _share(part: int, whole: int) -> str:
