@@ -11,12 +11,15 @@ import os
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 
 from m3oe_fast.atomic import replacing
 from m3oe_fast.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from m3oe_fast.data import Encoder
 
 FILE_NAME = "model.pt"
 FORMAT = 1
@@ -70,6 +73,22 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
 def model_name(content: dict[str, Any]) -> str:
     """The kind of model a checkpoint holds."""
     return content.get("model", "m3oe")
+
+
+def encoder_of(content: dict[str, Any], path: str | os.PathLike[str]) -> Encoder | None:
+    """The vocabularies in what ``read(path)`` gave.
+
+    Raises:
+        CheckpointError: they do not fit this version.
+    """
+    if content["encoder"] is None:
+        return None
+    from m3oe_fast.data import Encoder  # scoring prepared rows needs no pandas
+
+    try:
+        return Encoder.from_dict(content["encoder"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} holds vocabularies this version cannot read ({error!r})") from error
 
 
 def write(path: str | os.PathLike[str], content: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from m3oe_fast.data import load_options
 from m3oe_fast.data.dataset import Dataset
 from m3oe_fast.data.options import DataOptions, option
 from m3oe_fast.errors import ConfigError
-from m3oe_fast.model import RankingModel
+from m3oe_fast.models import AnyModel
 from m3oe_fast.training.console import make_console, print_scores, say
 from m3oe_fast.training.evaluation import evaluate
 
@@ -103,7 +103,7 @@ def _is_divided_otherwise(path: str, dataset: Dataset) -> bool:
     return any(run.get(name, value) != value for name, value in division.items())
 
 
-def _record(options: EvaluateOptions, dataset: Dataset, model: RankingModel, rows: int) -> dict[str, Any]:
+def _record(options: EvaluateOptions, dataset: Dataset, model: AnyModel, rows: int) -> dict[str, Any]:
     return {
         "checkpoint": options.checkpoint,
         "data": {

@@ -43,7 +43,47 @@ BagFields = Sequence[tuple[Tensor, Tensor]]
 """For each bag (values [n], offsets [B+1]), as in `Bags.fields`; `m3oe_fast.data.batch.Bag` is such a pair."""
 
 
-class RankingModel(nn.Module):
+class Scorer(nn.Module):
+    """What scores raw rows: a model, or several that share the rows.
+
+    Attributes:
+        encoder: the vocabularies; None where it was never trained on prepared data.
+    """
+
+    encoder: Encoder | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters lie."""
+        return next(self.parameters()).device
+
+    def predict(self, ids: Tensor, dense: Tensor, domain: Tensor, bags: BagFields = ()) -> Tensor:
+        """Probabilities float32 [B, T]."""
+        raise NotImplementedError
+
+    def check_inputs(self) -> None:
+        """Raise for ids and domains out of range in what ran on a GPU since the last check."""
+        raise NotImplementedError
+
+    def score(self, frame: pd.DataFrame) -> np.ndarray:
+        """Probabilities [rows, T] of raw log rows, through the vocabularies saved with the model.
+
+        Raises:
+            ConfigError: the model has no encoder (it was never trained on prepared data).
+            DataError: a column is missing or malformed.
+        """
+        if self.encoder is None:
+            raise ConfigError("this model holds no vocabularies; set model.encoder, or load a trained run")
+        batch = self.encoder.transform(frame)
+        device = self.device
+        starts = range(0, max(len(frame), 1), SCORED_AT_ONCE)
+        chunks = (batch.rows(start, start + SCORED_AT_ONCE).map(lambda rows: rows.to(device)) for start in starts)
+        parts = [self.predict(*chunk.inputs).cpu() for chunk in chunks]
+        self.check_inputs()
+        return torch.cat(parts).numpy()
+
+
+class RankingModel(Scorer):
     """What all models have in common: tables, the choice of backend, loss, prediction and files.
 
     A subclass names its configuration and gives `make_parameters`, `reset_network`, `reference` and `multiply_adds`;
@@ -82,7 +122,6 @@ class RankingModel(nn.Module):
         self.precision = precision
         self.sparse_grad = sparse_grad
         self._packed = PackedCache()
-        self.encoder: Encoder | None = None
         self.embedding = nn.Parameter(torch.empty(sum(config.vocab_sizes), config.embed_dim))
         if config.bag_vocab_sizes:
             self.bag_embedding = nn.Parameter(torch.empty(sum(config.bag_vocab_sizes), config.embed_dim))
@@ -441,23 +480,6 @@ class RankingModel(nn.Module):
         self._check_inputs(ids, dense, domain, bags)
         return self._infer(ids, dense, domain, bags, probability=True)
 
-    def score(self, frame: pd.DataFrame) -> np.ndarray:
-        """Probabilities [rows, T] of raw log rows, through the vocabularies saved with the model.
-
-        Raises:
-            ConfigError: the model has no encoder (it was never trained on prepared data).
-            DataError: a column is missing or malformed.
-        """
-        if self.encoder is None:
-            raise ConfigError("this model holds no vocabularies; set model.encoder, or load a trained run")
-        batch = self.encoder.transform(frame)
-        device = self.embedding.device
-        starts = range(0, max(len(frame), 1), SCORED_AT_ONCE)
-        chunks = (batch.rows(start, start + SCORED_AT_ONCE).map(lambda rows: rows.to(device)) for start in starts)
-        parts = [self.predict(*chunk.inputs).cpu() for chunk in chunks]
-        self.check_inputs()
-        return torch.cat(parts).numpy()
-
     def check_inputs(self) -> None:
         """Raise for ids and domains out of range in what ran on this model's GPU since the last check.
 
@@ -581,13 +603,7 @@ class RankingModel(nn.Module):
         model = cls(config, backend=backend, precision=precision, sparse_grad=sparse_grad)
         model.load_weights(content["weights"], source=str(path))
         model.to(content["weights"]["embedding"].dtype)
-        if content["encoder"] is not None:
-            from m3oe_fast.data import Encoder
-
-            try:
-                model.encoder = Encoder.from_dict(content["encoder"])
-            except (KeyError, TypeError, ValueError) as error:
-                raise CheckpointError(f"{path} holds vocabularies this version cannot read ({error!r})") from error
+        model.encoder = checkpoint.encoder_of(content, path)
         return model.eval()
 
     @classmethod

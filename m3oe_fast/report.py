@@ -16,7 +16,7 @@ from m3oe_fast.data import load_options
 from m3oe_fast.data.dataset import Dataset
 from m3oe_fast.data.options import DataOptions, option
 from m3oe_fast.errors import CheckpointError, ConfigError, UserError
-from m3oe_fast.model import RankingModel
+from m3oe_fast.models import AnyModel
 from m3oe_fast.reporting import record, style
 from m3oe_fast.reporting.build import ROWS, Loaded, write_report
 from m3oe_fast.training import seesaw
@@ -119,7 +119,7 @@ def _load(
     return Loaded(model, dataset, f"the run's checkpoint {options.checkpoint}", options.rows), ""
 
 
-def _check_rows(model: RankingModel, dataset: Dataset, options: ReportOptions, config: Mapping[str, Any]) -> None:
+def _check_rows(model: AnyModel, dataset: Dataset, options: ReportOptions, config: Mapping[str, Any]) -> None:
     """The test rows must be those of the run: others may be among its training rows, or mean something else."""
     for name in ("split", "split_seed"):
         if config.get(name, own := getattr(dataset, name)) != own:

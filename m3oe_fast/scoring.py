@@ -21,7 +21,8 @@ from m3oe_fast.data.log_files import CsvFile, LogFile, ParquetFile
 from m3oe_fast.data.prefetch import ahead
 from m3oe_fast.data.tabular import ENDINGS
 from m3oe_fast.errors import ConfigError, DataError, UserError
-from m3oe_fast.model import SCORED_AT_ONCE, RankingModel
+from m3oe_fast.model import SCORED_AT_ONCE
+from m3oe_fast.models import AnyModel
 
 if TYPE_CHECKING:
     from m3oe_fast.data import Encoder
@@ -61,7 +62,7 @@ def open_inputs(path: Path) -> tuple[LogFile, ...]:
 
 
 def score_files(
-    model: RankingModel,
+    model: AnyModel,
     files: Sequence[LogFile],
     output: Path,
     *,
@@ -117,7 +118,7 @@ class _Job:
             if name not in self._file.types:
                 raise DataError(f"{self._file.path}: has no column {name}, which --keep asks for")
 
-    def scored(self, model: RankingModel, schema: pa.Schema, rows: int) -> Generator[pa.Table, None, None]:
+    def scored(self, model: AnyModel, schema: pa.Schema, rows: int) -> Generator[pa.Table, None, None]:
         """The output's rows, at most ``rows`` at a time."""
         tasks = self._encoder.schema.tasks
         kept = schema.names[: len(schema) - len(tasks)]

@@ -6,15 +6,18 @@ Options come from the line, from a YAML file (``--config``) or both; the line wi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from m3oe_fast import backends, cli
+from m3oe_fast.cli import config_file
 from m3oe_fast.cli.compute import ComputeOptions, place
 from m3oe_fast.data import load_options
 from m3oe_fast.data.dataset import Dataset
@@ -24,8 +27,8 @@ from m3oe_fast.errors import ConfigError
 from m3oe_fast.model import RankingModel
 from m3oe_fast.models import MODELS
 from m3oe_fast.models.options import ModelOptions
-from m3oe_fast.training import Result, Trainer, TrainOptions, graph
-from m3oe_fast.training.console import ConsoleDisplay, make_console, print_result, say
+from m3oe_fast.training import Result, Trainer, TrainOptions, forms, graph
+from m3oe_fast.training.console import ConsoleDisplay, make_console, print_result, print_scores, say
 from m3oe_fast.training.evaluation import device_of
 from m3oe_fast.training.resume import continues
 from m3oe_fast.training.run_folder import RunFolder, reserve_default, root_of
@@ -106,6 +109,8 @@ def _run(options: Options, out: str) -> int:
     folder.check(resuming=continues(folder, options.run.resume))
     device = computing_device(options)
     dataset = load_options(options.data)
+    if options.model.form != "mdmt":
+        return _run_family(options, out, dataset, device, console)
     torch.manual_seed(options.train.seed)
     model = make_model(options, dataset.schema, device)
     trainer = Trainer(
@@ -123,6 +128,57 @@ def _run(options: Options, out: str) -> int:
         print_result(console, result, dataset.best_auc)
     say(console, _closing(result, out))
     return 130 if result.ended == "interrupted" else 0
+
+
+def _run_family(options: Options, out: str, dataset: Dataset, device: torch.device, console: Console) -> int:
+    """A run of several models; each is a run of its own in a folder of its own."""
+    if options.run.resume not in (None, "last"):
+        raise ConfigError(f"resume of form {options.model.form} must be last, got {options.run.resume}")
+    folder = RunFolder(out)
+    resolved = options.resolved(out, dataset)
+    _check_same_family(folder, resolved)
+    folder.write_config(resolved)
+    for line in (*dataset.summary(), f"model     {options.model.model} ({options.model.form})", f"run       {out}"):
+        say(console, line)
+    result = forms.fit(
+        options.model.form,
+        dataset,
+        lambda schema: make_model(options, schema, device),
+        options.train,
+        Path(out),
+        lambda: ConsoleDisplay(console),
+        lambda text: say(console, text),
+    )
+    if result.family is None:
+        say(console, f"interrupted; to go on: python -m m3oe_fast.train --config {out}/config.yaml --resume last")
+        return 130
+    say(
+        console,
+        "test scores of all models together, each with the weights of its best epoch; val AUC: validation rows",
+    )
+    print_scores(console, "test", result.test, dataset.best_auc, result.val)
+    for name, reason in result.missing.items():
+        say(console, f"left out: {name}, {reason}")
+    model = result.metrics["model"]
+    say(
+        console,
+        f"done: {len(result.family.members)} models, {model['parameters']:,} parameters, "
+        f"{model['multiply_adds']:,} multiply-adds per row; the weights in {out} are those of their best epochs",
+    )
+    return 0
+
+
+def _check_same_family(folder: RunFolder, resolved: Mapping[str, Any]) -> None:
+    """Members check themselves; another model or form would have other members in the same folder."""
+    if not folder.config.is_file():
+        return
+    saved = config_file.load_mapping(str(folder.config))
+    for name in ("model", "form"):
+        if saved.get(name, resolved[name]) != resolved[name]:
+            raise ConfigError(
+                f"{folder.root} is a run of another {name}: it was {saved[name]} and is now {resolved[name]}; train in "
+                "another folder, with --out"
+            )
 
 
 def parse(argv: Sequence[str]) -> Options:

@@ -490,7 +490,7 @@ def test_pooled_columns_are_rounded_as_all_of_x(precision):
         logits = make(precision=precision)(*inputs.inputs)
         model = make(precision=precision)
         x = model.embed(inputs.ids, inputs.dense, inputs.bags)
-        expected = network(x, inputs.domain, model._folded(), precision=precision)
+        expected = network(x, inputs.domain, model._op_weights(), precision=precision)
     assert torch.equal(logits, expected)
 
 

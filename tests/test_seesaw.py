@@ -17,7 +17,8 @@ from m3oe_fast.errors import CheckpointError, ConfigError
 from m3oe_fast.metrics import Measure
 from m3oe_fast.training import Trainer, TrainOptions, seesaw
 from m3oe_fast.training.console import Display
-from m3oe_fast.training.seesaw import Place, compare, folder_name
+from m3oe_fast.training.forms import folder_name
+from m3oe_fast.training.seesaw import Place, compare
 
 DOMAINS, TASKS = ("home", "<25", ">25"), ("click", "like")
 SCHEMA = Schema(("item", "domain"), (8, 4), ("age",), DOMAINS, TASKS, ("tags",), (5,), ("mean",), weighted=True)
@@ -83,7 +84,7 @@ def finished_run(root, dataset):
 
 
 def pair(dataset, domain=1, task=1):
-    return restrict(dataset, domain, task, rows_of_pairs(dataset)[domain][task])
+    return restrict(dataset, [domain], [task], rows_of_pairs(dataset)[domain][task])
 
 
 def test_a_pair_holds_its_labelled_rows_and_nothing_else():
@@ -139,9 +140,9 @@ def test_pairs_are_told_apart_by_identity_and_folder():
     dataset = make_dataset()
     assert pair(dataset, 1, 0).identity != pair(dataset, 1, 1).identity != dataset.identity
     assert pair(dataset).schema.domains == ("<25",)
-    assert folder_name(1, 0, "<25/click") != folder_name(2, 0, ">25/click")
+    assert folder_name("1-0", "<25/click") != folder_name("2-0", ">25/click")
     for key in ("../../etc", "a\\b", "", "x" * 300, "..."):
-        name = folder_name(0, 0, key)
+        name = folder_name("0-0", key)
         assert name.startswith("0-0-") and "/" not in name and "\\" not in name and len(name) < 80
 
 

@@ -9,7 +9,7 @@ import torch
 
 from m3oe_fast import backends, checkpoint, models
 from m3oe_fast.data.options import option
-from m3oe_fast.model import RankingModel
+from m3oe_fast.models import AnyModel
 from m3oe_fast.training.device import Device, choose_device
 from m3oe_fast.training.evaluation import device_of
 
@@ -42,7 +42,7 @@ class ComputeOptions:
         device = choose_device(self.device, self.backend, self.precision)
         return device, backends.choose(self.backend, device, torch.float32, self.precision)
 
-    def load(self, path: str) -> RankingModel:
+    def load(self, path: str) -> AnyModel:
         """The model in ``path``, a run folder, checkpoint folder or file, where it is to compute, in ``eval()`` mode.
 
         Raises:
@@ -57,7 +57,7 @@ class ComputeOptions:
         return model.to(device)
 
 
-def place(model: RankingModel) -> str:
+def place(model: AnyModel) -> str:
     """What computes a model, in words: backend, instruction set, precision, and GPU or threads."""
     device = device_of(model)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"

@@ -7,13 +7,13 @@ from typing import Any
 
 from m3oe_fast.data.dataset import Dataset
 from m3oe_fast.errors import CheckpointError
-from m3oe_fast.model import RankingModel
+from m3oe_fast.models import AnyModel
 from m3oe_fast.training.resume import short
 
 SHOWN = 8  # entries of a list that a message can hold
 
 
-def check_fit(model: RankingModel, name: str, dataset: Dataset) -> None:
+def check_fit(model: AnyModel, name: str, dataset: Dataset) -> None:
     """Ids mean the same to the model called ``name`` and to the data only if both have the same vocabularies.
 
     Raises:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from m3oe_fast.data.dataset import Dataset
-from m3oe_fast.model import RankingModel
+from m3oe_fast.models import AnyModel
 from m3oe_fast.reporting import calibration, curves, embeddings, fusion, gates, markdown, sample, seesaw, style
 from m3oe_fast.reporting.counts import count
 from m3oe_fast.reporting.record import RunRecord
@@ -29,7 +29,7 @@ class Loaded:
         rows: test rows to draw for gates and embeddings.
     """
 
-    model: RankingModel
+    model: AnyModel
     dataset: Dataset
     weights: str
     rows: int = ROWS

@@ -134,7 +134,8 @@ def read(path: str | os.PathLike[str], domains: Sequence[str] = (), tasks: Seque
     metrics = _read(run.metrics, json.loads, notes)
     epochs = _read_rows(run.history, "epoch", notes)
     seesaw = _read(run.root / SEESAW, json.loads, []) if (run.root / SEESAW).exists() else None
-    fusion_rows = _read_rows(run.root / FUSION, "step", notes)
+    has_fusion = not metrics or metrics.get("fusion") != {}  # baselines have no fusion weights
+    fusion_rows = _read_rows(run.root / FUSION, "step", notes if has_fusion else [])
     named = (metrics or {}).get("data") or {}
     if not domains or not tasks:
         domains, tasks = named.get("domains") or (), named.get("tasks") or ()

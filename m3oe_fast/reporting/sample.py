@@ -16,6 +16,7 @@ from m3oe_fast.config import M3oEConfig
 from m3oe_fast.data.batch import Batch
 from m3oe_fast.data.dataset import Part
 from m3oe_fast.model import RankingModel
+from m3oe_fast.models import AnyModel, Family
 
 SEED = 0
 SCORED_ROWS = 1_000_000
@@ -63,13 +64,13 @@ class Inside:
     fused: np.ndarray
 
 
-def score(model: RankingModel, part: Part, most: int = SCORED_ROWS) -> Scored:
+def score(model: AnyModel, part: Part, most: int = SCORED_ROWS) -> Scored:
     """Score the rows of ``part``, at most ``most`` of them."""
     rows = np.arange(len(part))
     if len(part) > most:
         rows = np.sort(np.random.default_rng(SEED).choice(len(part), most, replace=False))
     probability, domain, label = [], [], []
-    device = model.embedding.device
+    device = model.device
     for start in range(0, len(rows), _CHUNK):
         batch = part.take(rows[start : start + _CHUNK])
         probability.append(model.predict(*batch.map(lambda tensor: tensor.to(device)).inputs).float().cpu().numpy())
@@ -100,8 +101,10 @@ def _shares(counts: np.ndarray, most: int) -> np.ndarray:
     return shares
 
 
-def reason_not_to_look(model: RankingModel) -> str | None:
+def reason_not_to_look(model: AnyModel) -> str | None:
     """Why `look_inside` cannot look into a model; None if it can."""
+    if isinstance(model, Family):
+        return "drawn for one model: see those of the members"
     config = model.config
     if not isinstance(config, M3oEConfig):
         return f"drawn for M3oE, not for {config.name}"

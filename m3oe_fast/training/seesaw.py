@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +16,15 @@ from typing import Any
 
 import torch
 
-from m3oe_fast.config import M3oEConfig
+from m3oe_fast.config import ModelConfig
 from m3oe_fast.data.dataset import Dataset
 from m3oe_fast.data.restrict import restrict, rows_of_pairs
 from m3oe_fast.data.store import PARTS
 from m3oe_fast.errors import ConfigError, DataError
 from m3oe_fast.metrics import Measure, seesaw
-from m3oe_fast.models import M3oE
+from m3oe_fast.models import MODELS
 from m3oe_fast.training.console import Display
+from m3oe_fast.training.forms import folder_name
 from m3oe_fast.training.options import TrainOptions
 from m3oe_fast.training.run_folder import RunFolder, write_text
 from m3oe_fast.training.trainer import Trainer
@@ -44,7 +44,7 @@ class Place:
 def compare(
     root: Path,
     dataset: Dataset,
-    config: M3oEConfig,
+    config: ModelConfig,
     options: TrainOptions,
     place: Place,
     tell: Callable[[str], None],
@@ -80,8 +80,8 @@ def compare(
     for d, of_tasks in enumerate(rows_of_pairs(dataset)):
         for t, rows in enumerate(of_tasks):
             key = f"{schema.domains[d]}/{schema.tasks[t]}"
-            folder = root / BASELINES / folder_name(d, t, key)
-            measured = _train(restrict(dataset, d, t, rows), folder, one, options, place)
+            folder = root / BASELINES / folder_name(f"{d}-{t}", key)
+            measured = _train(restrict(dataset, [d], [t], rows), folder, one, options, place)
             baselines[key] = measured.value
             said = f"test AUC {measured.value:.4f}" if measured.reason is None else measured.reason
             if measured.reason is not None:
@@ -92,18 +92,13 @@ def compare(
     return result
 
 
-def folder_name(domain: int, task: int, key: str) -> str:
-    """The folder of a pair in RUN/baselines; its numbers tell apart names that differ in signs only."""
-    return f"{domain}-{task}-{re.sub(r'[^A-Za-z0-9._-]+', '-', key).strip('-.')[:60]}"
-
-
-def _train(dataset: Dataset, folder: Path, config: M3oEConfig, options: TrainOptions, place: Place) -> Measure:
+def _train(dataset: Dataset, folder: Path, config: ModelConfig, options: TrainOptions, place: Place) -> Measure:
     """The baseline's test AUC."""
     for part in PARTS:
         if not len(getattr(dataset, part)):
             return Measure(None, f"no labelled row in {part}")
     torch.manual_seed(options.seed)
-    model = M3oE(config, backend=place.backend, precision=place.precision).to(place.device)
+    model = MODELS[config.name](config, backend=place.backend, precision=place.precision).to(place.device)
     try:
         result = Trainer(model, dataset, options, out=folder, display=Display()).fit(resume="last")
     except (DataError, ConfigError) as error:

@@ -6,19 +6,20 @@ import dataclasses
 import math
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from m3oe_fast.data.dataset import Dataset
 from m3oe_fast.metrics import Scores
 from m3oe_fast.model import RankingModel
+from m3oe_fast.models.family import Family
 from m3oe_fast.training.evaluation import device_of
 from m3oe_fast.training.history import Epoch
 from m3oe_fast.training.options import TrainOptions
 
 
 def metrics_of(
-    model: RankingModel, data: Dataset, history: Sequence[Epoch], best_epoch: int, val: Scores, test: Scores
+    model: RankingModel | Family, data: Dataset, history: Sequence[Epoch], best_epoch: int, val: Scores, test: Scores
 ) -> dict[str, Any]:
     """The content of metrics.json; without a best epoch (0) there are no fusion weights worth telling."""
     seconds = math.fsum(epoch.seconds for epoch in history)
@@ -33,6 +34,7 @@ def metrics_of(
         },
         "model": {
             "name": model.config.name,
+            "form": "mdmt",
             "parameters": sum(p.numel() for p in model.parameters()),
             "multiply_adds": model.multiply_adds(),
         },
@@ -50,6 +52,47 @@ def metrics_of(
         "val": val.to_dict(),
         "test": test.to_dict(),
         "fusion": model.fusion_values() if best_epoch else dict.fromkeys(model.fusion_values()),
+    }
+
+
+def family_metrics_of(
+    family: Family, data: Dataset, members: Mapping[str, Mapping[str, Any]], val: Scores, test: Scores
+) -> dict[str, Any]:
+    """The content of metrics.json of several models.
+
+    Seconds, samples and parameters are those of all members together, epochs and the best one the largest of any, and a
+    row's multiply-adds those of all members that score it, in the domain with most.
+
+    Args:
+        family: the members as one model.
+        data: the whole log.
+        members: metrics.json of each, by its name.
+        val, test: the family's scores.
+    """
+    trained = [member["train"] for member in members.values()]
+    seconds = math.fsum(train["seconds"] for train in trained)
+    samples = math.fsum((train["samples_per_second"] or 0) * train["seconds"] for train in trained)
+    of_one = metrics_of(family, data, (), 0, val, test)
+    return of_one | {
+        "model": of_one["model"] | {"form": family.form},
+        "train": {
+            "epochs": max(train["epochs"] for train in trained),
+            "seconds": seconds,
+            "cpu_seconds": math.fsum(train["cpu_seconds"] for train in trained),
+            "samples_per_second": samples / seconds if seconds else None,
+            "peak_rss_bytes": max(peak_rss_bytes(), *(train["peak_rss_bytes"] for train in trained)),
+        },
+        "best_epoch": max(member["best_epoch"] for member in members.values()),
+        "members": {
+            name: {
+                "rows": member["data"]["rows"],
+                "epochs": member["train"]["epochs"],
+                "best_epoch": member["best_epoch"],
+                "val_auc": member["val"]["auc"]["mean"],
+                "test_auc": member["test"]["auc"]["mean"],
+            }
+            for name, member in members.items()
+        },
     }
 
 
