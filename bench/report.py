@@ -11,6 +11,7 @@ from typing import Any
 
 from bench.gpu import table as gpu
 from bench.tables import (
+    ablations,
     bilevel,
     compare,
     epoch,
@@ -29,6 +30,7 @@ from m3oe_fast import cli
 from m3oe_fast.errors import DataError
 
 RENDERERS = {
+    "ablations": ablations.render,
     "bilevel": bilevel.render,
     "compare": compare.render,
     "epoch": epoch.render,
