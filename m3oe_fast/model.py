@@ -582,6 +582,8 @@ class RankingModel(Scorer):
         kind = checkpoint.model_name(content)
         if kind != cls.config_type.name:
             raise CheckpointError(f"{path} holds a model {kind}, not {cls.config_type.name}; m3oe_fast.load reads any")
+        if "members" in content["config"]:
+            raise CheckpointError(f"{path} holds the models of a form, not one; m3oe_fast.load reads them")
         return cls.from_checkpoint(content, path, backend=backend, precision=precision, sparse_grad=sparse_grad)
 
     @classmethod

@@ -30,7 +30,7 @@ def render(document: dict[str, Any]) -> list[str]:
         "",
         *table(head, rows),
         "",
-        "AUC: mean over the pairs, then mean and standard deviation over the seeds. Differences are of runs with the same "
-        "seed, with the standard error of their mean.",
+        "AUC: mean over the pairs, then mean and standard deviation over the seeds. Differences are of runs with the "
+        "same seed, with the standard error of their mean.",
         "",
     ]
