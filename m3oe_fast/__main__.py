@@ -11,6 +11,7 @@ COMMANDS = {
     "predict": "score raw rows in Parquet or CSV files with a saved model",
     "tune": "search the options with the best validation AUC",
     "report": "figures and text about a run",
+    "table": "train every model over several seeds and write the comparison",
     "prepare": "fetch a public data set; write a log as memory-mapped columns ahead of training",
     "info": "what is installed, which backends run here, and why others do not",
 }

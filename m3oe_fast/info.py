@@ -13,7 +13,7 @@ from m3oe_fast import __version__, _extension, _threads, backends, cli
 PACKAGES = ("torch", "numpy", "pandas", "pyarrow", "jsonargparse", "triton")
 EXTRAS = {
     "tune": ("optuna",),
-    "report": ("matplotlib", "scikit-learn"),
+    "report": ("matplotlib", "scikit-learn", "scipy"),
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),
 }

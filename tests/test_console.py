@@ -83,8 +83,8 @@ def test_the_bar_begins_where_a_resumed_epoch_does(clock):
 
 
 def test_hours_are_told_apart_from_minutes():
-    assert console_module._duration(59.6) == "1:00"
-    assert console_module._duration(3_725) == "1:02:05"
+    assert console_module.duration(59.6) == "1:00"
+    assert console_module.duration(3_725) == "1:02:05"
 
 
 # The end table --------------------------------------------------------------------------------------------------------

@@ -41,23 +41,23 @@ def report(run: RunRecord, drawn: Sequence[Drawn], counts: Counts, notes: Sequen
         notes: one line for each thing that is missing, and why.
         weights: which weights gates, calibration and embeddings are of, in words.
     """
-    lines = [f"# Run {_text(run.root.resolve().name)}", "", _summary(run), "", "## The run", ""]
-    lines += _table(("", ""), _facts(run), "ll")
+    lines = [f"# Run {escaped(run.root.resolve().name)}", "", _summary(run), "", "## The run", ""]
+    lines += table(("", ""), _facts(run), "ll")
     lines += ["", "## Scores", "", *_scores(run, counts)]
     if reasons := _undefined(run, counts):
         lines += ["", "Undefined values (`-` above), which the means leave out:", ""]
-        lines += [f"- {_text(reason)}" for reason in reasons[:MOST_REASONS]]
+        lines += [f"- {escaped(reason)}" for reason in reasons[:MOST_REASONS]]
         if len(reasons) > MOST_REASONS:
             lines.append(f"- and {len(reasons) - MOST_REASONS} more")
-    lines += ["", "## Figures", "", f"Gates, calibration and embeddings are those of {_text(weights)}."]
+    lines += ["", "## Figures", "", f"Gates, calibration and embeddings are those of {escaped(weights)}."]
     for one in drawn:
         lines += ["", f"### {one.title}", ""]
         if one.figure is None:
-            lines.append(f"No figure: {_text(one.caption)}.")
+            lines.append(f"No figure: {escaped(one.caption)}.")
         else:
-            lines += [f"![{one.title}](report/{one.name}.png)", "", _text(one.caption)]
+            lines += [f"![{one.title}](report/{one.name}.png)", "", escaped(one.caption)]
     if notes:
-        lines += ["", "## What is missing", "", *(f"- {_text(note)}" for note in notes)]
+        lines += ["", "## What is missing", "", *(f"- {escaped(note)}" for note in notes)]
     return "\n".join(lines) + "\n"
 
 
@@ -101,7 +101,7 @@ def _facts(run: RunRecord) -> list[tuple[str, str]]:
         ("rows per second", _thousands(train.get("samples_per_second"))),
         ("peak memory", _gigabytes(train.get("peak_rss_bytes"))),
     ]
-    return [(name, _text(str(value))) for name, value in facts if value not in (None, "")]
+    return [(name, escaped(str(value))) for name, value in facts if value not in (None, "")]
 
 
 def _scores(run: RunRecord, counts: Counts) -> list[str]:
@@ -119,7 +119,7 @@ def _scores(run: RunRecord, counts: Counts) -> list[str]:
         pairs = [pair for pair in pairs if pair in kept]
     rows = []
     for pair in pairs[:MOST_PAIRS]:
-        cells = [_text(pair.domain), _text(pair.task)]
+        cells = [escaped(pair.domain), escaped(pair.task)]
         if test:
             share = f"{test[pair].positives / test[pair].rows:.1%}" if test[pair].rows else NONE
             cells += [f"{test[pair].rows:,}", share]
@@ -128,10 +128,10 @@ def _scores(run: RunRecord, counts: Counts) -> list[str]:
     for task in run.tasks if len(run.domains) > 1 else ():
         values = [run.overall(part, metric, task) for part, metric in columns]
         if any(value is not None for value in values):
-            rows.append(["*all rows*", _text(task), *blank, *map(_number, values)])
+            rows.append(["*all rows*", escaped(task), *blank, *map(_number, values)])
     means = (_number(run.score(part, metric, None)) for part, metric in columns)
     rows.append(["**mean of pairs**", "", *blank, *means])
-    lines = _table(head, rows, "ll" + "r" * (len(head) - 2))
+    lines = table(head, rows, "ll" + "r" * (len(head) - 2))
     if len(run.pairs) > MOST_PAIRS:
         which = "with most test rows" if test else "that come first"
         lines += ["", f"{MOST_PAIRS} of {len(run.pairs)} pairs, those {which}; metrics.json and the means hold all."]
@@ -166,12 +166,18 @@ def _reason(run: RunRecord, counts: Counts, part: str, metric: str, pair: Pair) 
     return f"{reason} ({found.rows:,} labelled rows)"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], align: str) -> list[str]:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], align: str) -> list[str]:
+    """The lines of a table.
+
+    Args:
+        head, rows: cells, escaped.
+        align: "l" or "r" for each column.
+    """
     rule = ["---:" if side == "r" else "---" for side in align]
     return [f"| {' | '.join(cells)} |" for cells in (head, rule, *rows)]
 
 
-def _text(text: str) -> str:
+def escaped(text: str) -> str:
     """A text as Markdown shows it, signs and all, on one line."""
     line = re.sub(r"[\s\x00-\x1f\x7f]+", " ", text).strip()
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

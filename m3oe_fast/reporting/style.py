@@ -69,11 +69,11 @@ class Drawn:
     figure: Figure | None = None
 
 
-def check_installed() -> None:
-    """Raise ConfigError, with the command that mends it, where matplotlib or scikit-learn is missing."""
-    for package in ("matplotlib", "sklearn"):
+def check_installed(what: str = "the report", packages: Sequence[str] = ("matplotlib", "sklearn")) -> None:
+    """Raise ConfigError, with the command that mends it, where a package that ``what`` needs is missing."""
+    for package in packages:
         if importlib.util.find_spec(package) is None:
-            raise ConfigError(f"the report needs {package}, which is missing: pip install 'm3oe_fast[report]'")
+            raise ConfigError(f"{what} needs {package}, which is missing: pip install 'm3oe_fast[report]'")
 
 
 @contextmanager

@@ -124,7 +124,7 @@ class ConsoleDisplay(Display):
             return
         self._next_refresh = now + self._between
         rate = (done - self._skipped) / max(now - self._started, 1e-9)
-        left = _duration((self._rows - done) / rate) if rate > 0 else _UNDEFINED
+        left = duration((self._rows - done) / rate) if rate > 0 else _UNDEFINED
         if self._bar is not None:
             self._bar.update(self._task, completed=done, rate=f"{rate:,.0f}", left=left, loss=f"{mean_loss():.4f}")
         elif not finished:
@@ -266,7 +266,8 @@ def _share(part: int, whole: int) -> str:
     return f"{part / whole:.1%}" if whole else _UNDEFINED
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Minutes and seconds, with hours where there are any."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
