@@ -512,6 +512,8 @@ class RankingModel(Scorer):
         if torch.compiler.is_compiling():
             # A graph cannot branch on values, but it can stop: an id past its field is a row of the next one.
             torch._assert_async(((ids >= 0) & (ids < self._vocab)).all(), "an id is beyond the vocabulary of its field")
+            known = (domain >= 0) & (domain < c.num_domains)  # -1 would be the last one
+            torch._assert_async(known.all(), "a domain is none of the model's")
         else:
             self._check_values(ids, domain)
 
@@ -603,8 +605,9 @@ class RankingModel(Scorer):
         """
         config = cls.config_in(content, path)
         model = cls(config, backend=backend, precision=precision, sparse_grad=sparse_grad)
-        model.load_weights(content["weights"], source=str(path))
-        model.to(content["weights"]["embedding"].dtype)
+        weights = content["weights"]
+        model.check_weights(weights, source=str(path))
+        model.to(weights["embedding"].dtype).load_state_dict(weights)  # in this order: float64 would lose its digits
         model.encoder = checkpoint.encoder_of(content, path)
         return model.eval()
 
@@ -626,6 +629,11 @@ class RankingModel(Scorer):
         Raises:
             CheckpointError: a name or shape differs; the message names the first one.
         """
+        self.check_weights(weights, source)
+        self.load_state_dict(weights)
+
+    def check_weights(self, weights: Mapping[str, Tensor], source: str) -> None:
+        """Raise CheckpointError where a state_dict does not fit this model; the message names the first difference."""
         own = self.state_dict()
         if not isinstance(weights, Mapping) or not all(isinstance(w, Tensor) for w in weights.values()):
             raise CheckpointError(f"{source} holds no weights by name: it is damaged, use another one")
@@ -637,7 +645,6 @@ class RankingModel(Scorer):
                 raise CheckpointError(
                     f"{source}: weight {name!r} is {list(tensor.shape)}, this model needs {list(own[name].shape)}"
                 )
-        self.load_state_dict(weights)
 
 
 def _weights_loaded(model: RankingModel, _: object) -> None:

@@ -37,6 +37,8 @@ MatMul = Callable[[Tensor, Tensor], Tensor]
 
 def layer_norm(z: Tensor, gain: Tensor, offset: Tensor) -> Tensor:
     """LayerNorm over the last axis of z [..., N]; gain and offset broadcast against it."""
+    if gain.ndim == 1:  # applied in the pass that normalises, as torch.nn.LayerNorm does
+        return F.layer_norm(z, gain.shape, gain, offset, EPS)
     return F.layer_norm(z, z.shape[-1:], eps=EPS) * gain + offset
 
 

@@ -137,7 +137,8 @@ def _run_family(options: Options, out: str, dataset: Dataset, device: torch.devi
     folder = RunFolder(out)
     resolved = options.resolved(out, dataset)
     _check_same_family(folder, resolved)
-    folder.write_config(resolved)
+    if not folder.config.is_file():
+        folder.write_config(resolved)
     for line in (*dataset.summary(), f"model     {options.model.model} ({options.model.form})", f"run       {out}"):
         say(console, line)
     result = forms.fit(
@@ -149,6 +150,7 @@ def _run_family(options: Options, out: str, dataset: Dataset, device: torch.devi
         lambda: ConsoleDisplay(console),
         lambda text: say(console, text),
     )
+    folder.write_config(resolved)  # only now, as it is the members that refuse options of another run
     if result.family is None:
         say(console, f"interrupted; to go on: python -m m3oe_fast.train --config {out}/config.yaml --resume last")
         return 130
@@ -173,10 +175,10 @@ def _check_same_family(folder: RunFolder, resolved: Mapping[str, Any]) -> None:
     if not folder.config.is_file():
         return
     saved = config_file.load_mapping(str(folder.config))
-    for name in ("model", "form"):
-        if saved.get(name, resolved[name]) != resolved[name]:
+    for name, default in (("model", "m3oe"), ("form", "mdmt")):  # of a run from Python, or before there were several
+        if (was := saved.get(name, default)) != resolved[name]:
             raise ConfigError(
-                f"{folder.root} is a run of another {name}: it was {saved[name]} and is now {resolved[name]}; train in "
+                f"{folder.root} is a run of another {name}: it was {was} and is now {resolved[name]}; train in "
                 "another folder, with --out"
             )
 

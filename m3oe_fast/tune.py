@@ -118,7 +118,7 @@ def main(argv: list[str]) -> int:
         space = folder.space(search)
     else:
         fixed = COMMAND.given(argv, files=False)
-        space = _space(search, options[2], fixed)
+        space = _space(search, options[1], options[2], fixed)
     _import_optuna()
     data, model, training, compute = options
     if model.form != "mdmt":
@@ -144,11 +144,16 @@ def _import_optuna() -> None:
     optuna.logging.set_verbosity(logging.ERROR)
 
 
-def _space(search: TuneOptions, training: TrainOptions, fixed: Mapping[str, Any]) -> Space:
+def _space(search: TuneOptions, model: ModelOptions, training: TrainOptions, fixed: Mapping[str, Any]) -> Space:
+    own = model.resolved()
+    foreign = [field.name for field in dataclasses.fields(ModelOptions) if field.name not in own]
     if search.space is not None:
-        return search_space.read(search.space, _searchable(), fixed)
-    without_effect = ["fusion_lr"] if training.bilevel == "off" else []
-    return search_space.default([*fixed, *without_effect])
+        space = search_space.read(search.space, _searchable(), fixed)
+        if wrong := [name for name in space if name in foreign]:
+            raise ConfigError(f"search space {search.space}: {wrong[0]} is no option of model {model.model}")
+        return space
+    without_effect = ["fusion_lr"] if training.bilevel == "off" or "fusion" in foreign else []
+    return search_space.default([*fixed, *foreign, *without_effect])
 
 
 def _searchable() -> Names:

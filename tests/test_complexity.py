@@ -89,6 +89,15 @@ def test_the_reference_computes_what_a_row_does_not_need():
     assert found["adatt"]["bytes_read"] > 3.5 * found["adatt"]["parameters"]
 
 
+def test_what_is_made_of_parameters_once_a_step_counts_for_no_row():
+    found = {
+        d: complexity.counts(complexity.make("m2m", point, 0), point)
+        for d in (1, 30)
+        if (point := complexity.Point(d, 2, 4))
+    }
+    assert found[1]["reference_multiply_adds"] == found[30]["reference_multiply_adds"] <= found[30]["multiply_adds"]
+
+
 def test_every_model_is_measured_at_every_point_of_a_sweep(monkeypatch):
     monkeypatch.setitem(complexity.SWEEPS, "K", (1, 4))
     line = ["--sweep", "K", "--batch", "64", "--rounds", "1", "--models", "mlp", "star", "mmoe", "m2m", "m3oe"]

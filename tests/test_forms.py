@@ -254,6 +254,16 @@ def test_a_domain_that_is_none_is_refused_by_row():
     batch = dataset.test.take(np.arange(3))
     with pytest.raises(ValueError, match=r"domain\[1\] is 3, the family has 3 domains"):
         family.predict(batch.ids, batch.dense, torch.tensor([0, 3, 1]), batch.bags)
+    with pytest.raises(ValueError, match=r"domain must be \[B\] = \[3\], got \[2\]"):
+        family.predict(batch.ids, batch.dense, torch.tensor([0, 1]), batch.bags)
+
+
+@pytest.mark.parametrize("members", [None, [], [None], [{}]])
+def test_a_family_that_tells_of_no_member_is_refused(members):
+    content = {"model": "mmoe", "config": {"members": members}, "weights": {}, "encoder": None}
+    for read in (m3oe_fast.models.config_of, m3oe_fast.models.from_checkpoint):
+        with pytest.raises(CheckpointError, match=r"somewhere holds (no )?members"):
+            read(content, "somewhere")
 
 
 def test_rows_of_a_bag():
@@ -285,6 +295,11 @@ def test_a_damaged_family_is_refused(tmp_path):
         lambda c: c["config"]["members"][0].pop("domains"),
         lambda c: c["config"]["members"][1]["config"].pop("vocab_sizes"),
         lambda c: c.update(config={"members": [None]}),
+        lambda c: c.update(config={**c["config"], "members": []}),
+        lambda c: c["config"]["members"][0].update(domains=[9]),
+        lambda c: c["config"]["members"][0].update(tasks=[0, 0]),
+        lambda c: c["config"].update(num_domains="3"),
+        lambda c: c.update(model=["mmoe"]),
     ):
         broken = {
             **content,
@@ -357,6 +372,23 @@ def test_a_family_from_training_to_scores(log, capsys):
     ):
         with pytest.raises((ConfigError, CheckpointError), match=message):
             train(["--config=runs/a/config.yaml", *line])
+    assert train(["--config=runs/a/config.yaml", "--resume=last"]) == 0  # a refused line left config.yaml alone
+
+
+def test_what_is_no_run_of_the_form_is_not_written_over(log, capsys):
+    from m3oe_fast.train import main as train
+
+    line = [*log, *SMALL, "--star_dim=8", "--hidden_dim=8", "--epochs=1"]
+    assert train([*line, "--form=mtl", "--out=runs/a"]) == 0
+    member = next(Path("runs/a/members").iterdir()) / "config.yaml"
+    with pytest.raises(ConfigError, match="unknown option view"):  # the whole log would be another run
+        train([f"--config={member}", "--out=runs/b"])
+    old = Path("runs/old/config.yaml")
+    old.parent.mkdir()
+    old.write_text("epochs: 1\n")
+    with pytest.raises(ConfigError, match="is a run of another form: it was mdmt and is now mtl"):
+        train([*line, "--form=mtl", "--out=runs/old", "--resume=last"])
+    assert old.read_text() == "epochs: 1\n"
 
 
 def test_mlp_is_trained_per_pair_by_default(log, capsys):

@@ -337,6 +337,62 @@ def test_moves_between_dtypes_and_copies(case):
     assert wide.isa_name == "scalar" and set(wide.state_dict()) == {name for name, _ in model.named_parameters()}
 
 
+@pytest.mark.parametrize("case", ["mmoe", "ple", "adatt", "star"])
+def test_compiles_as_one_graph_and_exports(case):
+    config = configure(CASES[case])
+    model = make(config)
+    inputs = batch(config)
+    expected, (_, wanted) = model(*inputs[:3]).detach(), gradients(model, inputs)
+    model.zero_grad()
+    torch.compile(model.loss, fullgraph=True, backend="aot_eager")(*inputs).backward()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(parameter.grad, wanted[name], msg=name)
+    with torch.no_grad():
+        rows = torch.export.Dim("rows", min=2)
+        program = torch.export.export(model, inputs[:3], dynamic_shapes=[{0: rows}] * 3)
+    assert "m3oe_fast.network_fwd" in str(program.graph)
+    torch.testing.assert_close(program.module()(*inputs[:3]), expected)
+    other = batch(config, rows=33, seed=1)[:3]
+    torch.testing.assert_close(program.module()(*other), model(*other))
+
+
+def test_an_exported_model_in_eager_pytorch_refuses_a_domain_that_is_none():
+    config = configure(CASES["mmoe"])
+    ids, dense, domain, _ = batch(config, rows=5)
+    program = torch.export.export(make(config, "reference"), (ids, dense, domain)).module()
+    program(ids, dense, domain)
+    with pytest.raises(RuntimeError, match="a domain is none of the model's"):
+        program(ids, dense, torch.tensor([0, -1, 1, 2, 0]))
+
+
+@pytest.mark.parametrize("case", ["mmoe", "ple", "adatt", "star"])
+def test_is_made_on_the_meta_device(case):
+    config = configure(CASES[case])
+    with torch.device("meta"):
+        model = MODELS[config.name](config, backend="reference")
+    assert model.device.type == "meta"
+    assert {name: p.shape for name, p in model.named_parameters()} == {
+        name: p.shape for name, p in make(config).named_parameters()
+    }
+
+
+@pytest.mark.parametrize("case", ["mmoe", "adatt", "star", "gated"])
+def test_float64_from_the_start_and_through_a_file(case, tmp_path):
+    config = configure(CASES[case])
+    try:
+        torch.set_default_dtype(torch.float64)
+        model = make(config)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {tensor.dtype for tensor in model.parameters()} == {torch.float64}
+    model.save(tmp_path)
+    loaded = m3oe_fast.load(tmp_path)
+    assert all(torch.equal(weight, model.state_dict()[name]) for name, weight in loaded.state_dict().items())
+    ids, dense, domain, _ = batch(config)
+    torch.testing.assert_close(loaded(ids, dense.double(), domain), model(ids, dense.double(), domain))
+
+
 @pytest.mark.parametrize("case", ["mmoe", "ple", "star"])
 def test_empty_batch_and_sparse_gradients(case):
     config = configure(CASES[case])

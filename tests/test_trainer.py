@@ -905,7 +905,7 @@ def test_metrics_json_has_the_documented_keys(tmp_path):
         "domains": list(DOMAINS),
         "tasks": list(TASKS),
     }
-    assert set(written["model"]) == {"name", "parameters", "multiply_adds"}
+    assert set(written["model"]) == {"name", "form", "parameters", "multiply_adds"}
     train = written["train"]
     assert set(train) == {
         "epochs",

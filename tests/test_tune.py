@@ -217,6 +217,16 @@ def test_a_study_that_is_stopped_from_outside_goes_on(line, kill):
     assert {row["state"] for row in rows()} == {"complete"}
 
 
+def test_only_options_of_the_model_are_searched(log):
+    assert main([*log, "--model=shared_bottom", "--trials=2", "--epochs=1", "--out=study"]) == 0
+    assert set(yaml.safe_load(Path("study/space.yaml").read_text())) == {"lr", "expert_dims", "tower_dim", "embed_dim"}
+    assert {row["state"] for row in rows()} == {"complete"}
+    Path("space.yaml").write_text("hidden_dim: {low: 8, high: 16}\n")
+    with pytest.raises(ConfigError, match=r"search space space\.yaml: hidden_dim is no option of model star"):
+        main([*log, "--model=star", "--out=other", "--space=space.yaml"])
+    assert not Path("other").exists()
+
+
 # Wrong input -------------------------------------------------------------------------------------
 
 

@@ -70,12 +70,12 @@ def config_of(content: Mapping[str, Any], path: str | os.PathLike[str]) -> Model
         CheckpointError: as `load`.
     """
     kind = _kind_of(content, path)
-    return kind.config_in(content["config"]["members"][0] if family.is_family(content) else content, path)
+    return kind.config_in(family.first_member(content, path) if family.is_family(content) else content, path)
 
 
 def _kind_of(content: Mapping[str, Any], path: str | os.PathLike[str]) -> type[RankingModel]:
     name = checkpoint.model_name(content)
-    if name not in MODELS:
+    if not isinstance(name, str) or name not in MODELS:
         raise CheckpointError(
             f"{path} holds a model {name!r}, this version knows {', '.join(MODELS)}; update m3oe_fast"
         )

@@ -70,11 +70,12 @@ class ExpertModel(RankingModel):
         """See the module."""
         d, t = c.num_domains, c.num_tasks
         gated = torch.tensor(self.gated_experts(c), dtype=torch.int64).reshape(d, t, -1)
-        table = torch.tensor(self.fixed_coefficients(c), dtype=torch.float32).reshape(d, t, c.num_experts)
-        mask = torch.zeros(d, t, c.num_experts if gated.shape[2] else 0, dtype=torch.bool).scatter(2, gated, True)
+        table = torch.tensor(self.fixed_coefficients(c), dtype=self.embedding.dtype).reshape(d, t, c.num_experts)
+        some = 0 < gated.shape[2] < c.num_experts
+        mask = torch.zeros(d, t, c.num_experts, dtype=torch.bool).scatter(2, gated, True) if some else None
         self.register_buffer("gated", gated, persistent=False)
         self.register_buffer("table", table, persistent=False)
-        self.register_buffer("_mask", None if mask.all() else mask, persistent=False)
+        self.register_buffer("_mask", mask, persistent=False)
         self.add_layers("expert", c.num_experts, [c.input_dim, *c.expert_dims])
         self.add_parameter("gate_weight", d, t, c.input_dim, gated.shape[2])
         self.add_parameter("gate_bias", d, t, gated.shape[2])
@@ -115,9 +116,8 @@ class ExpertModel(RankingModel):
 
     def with_experts(self, layers: Sequence[ExpertLayer]) -> NetworkWeights:
         """`weights` with these experts."""
-        nothing = self.head_bias.new_empty(0)
         return NetworkWeights(
-            *(nothing,) * 8,
+            *(self.head_bias.new_empty(0) for _ in range(8)),  # not one for all: torch.compile takes no tensor twice
             self._spread(self.gate_weight, self.gated[:, :, None].expand_as(self.gate_weight)),
             self._spread(self.gate_bias, self.gated),
             self.table,

@@ -96,7 +96,7 @@ class Family(Scorer):
         return self._gathered(ids, dense, domain, bags, lambda member, inputs: member.model.predict(*inputs))
 
     def _gathered(self, ids: Tensor, dense: Tensor, domain: Tensor, bags: BagFields, compute: Any) -> Tensor:
-        self._check_domain(domain)
+        self._check_domain(ids, domain)
         result = torch.full((len(domain), self.num_tasks), float("nan"), device=domain.device)
         for member in self.members:
             own = torch.full((self.num_domains,), -1, dtype=domain.dtype, device=domain.device)
@@ -108,9 +108,10 @@ class Family(Scorer):
             result[rows[:, None], tasks] = compute(member, inputs).to(result.dtype)
         return result
 
-    def _check_domain(self, domain: Tensor) -> None:
-        if domain.device.type != "cpu":
-            return  # as the kernels: the nearest one, without a stall
+    def _check_domain(self, ids: Tensor, domain: Tensor) -> None:
+        if domain.shape != ids.shape[:1]:
+            raise ValueError(f"domain must be [B] = {list(ids.shape[:1])}, got {list(domain.shape)}")
+        # On a GPU too, unlike a model: choosing the members' rows waits for it anyway.
         wrong = (domain < 0) | (domain >= self.num_domains)
         if wrong.any():
             row = wrong.nonzero()[0].item()
@@ -153,6 +154,23 @@ def is_family(content: Mapping[str, Any]) -> bool:
     return isinstance(content["config"], Mapping) and "members" in content["config"]
 
 
+def first_member(content: Mapping[str, Any], path: str | os.PathLike[str]) -> Mapping[str, Any]:
+    """What a family's checkpoint says of its first member: "domains", "tasks" and "config".
+
+    Raises:
+        CheckpointError: it says nothing that can be read.
+    """
+    members = content["config"]["members"]
+    if (
+        not isinstance(members, list)
+        or not members
+        or not isinstance(members[0], Mapping)
+        or "config" not in members[0]
+    ):
+        raise CheckpointError(f"{path} holds no members that this version can read: it is damaged, use another one")
+    return members[0]
+
+
 def from_checkpoint(
     kind: type[RankingModel],
     content: Mapping[str, Any],
@@ -176,10 +194,19 @@ def from_checkpoint(
             model = kind.from_checkpoint(part, path, backend=backend, precision=precision, sparse_grad=sparse_grad)
             members.append(Member(tuple(described["domains"]), tuple(described["tasks"]), model))
         family = Family(config["form"], members, config["num_domains"], config["num_tasks"])
+        if not members or not all(_fits(member, family) for member in members):
+            raise CheckpointError(f"{path} holds members of other domains or tasks than it says: it is damaged")
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} holds members that this version cannot read ({error!r})") from error
     family.encoder = checkpoint.encoder_of(content, path)
     return family.eval()
+
+
+def _fits(member: Member, family: Family) -> bool:
+    """Whether a member's domains and tasks are the family's, and as many as its model has."""
+    c = member.model.config
+    known = set(member.domains) <= set(range(family.num_domains)) and set(member.tasks) <= set(range(family.num_tasks))
+    return known and (len(set(member.domains)), len(set(member.tasks))) == (c.num_domains, c.num_tasks)
 
 
 def take(bag: tuple[Tensor, Tensor], rows: Tensor) -> tuple[Tensor, Tensor]:

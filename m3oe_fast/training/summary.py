@@ -97,11 +97,16 @@ def family_metrics_of(
 
 
 def config_of(model: RankingModel, data: Dataset, options: TrainOptions, out: str) -> dict[str, Any]:
-    """The content of config.yaml for a run from Python: what the command needs to do the same."""
+    """The content of config.yaml for a run from Python: what the command needs to do the same.
+
+    The command cannot name a view of a log (`data.restrict`): "view", which is no option, makes it refuse the file
+    instead of training on the whole log.
+    """
     of_data = ("vocab_sizes", "num_dense", "num_domains", "num_tasks", "bag_vocab_sizes", "bag_pooling")
     sizes = {k: v for k, v in model.config.to_dict().items() if k not in of_data}
     return {
         "data": f"prepared:{data.folder}",
+        **({"view": data.name} if data.encoder is None else {}),
         "split": data.split,
         "split_seed": data.split_seed,
         "model": model.config.name,
