@@ -12,6 +12,8 @@
 //   17 + 4 l: expert weight [E, in, out], bias, gain, offset [E, out] of layer l
 // star_weight is the folded M_d. With 0 to 7 empty there is no representation layer: r = x, I = H.
 // gate_mask: bool [D, T, G], which experts each softmax ranges over; absent = all.
+// A domain uses expert e if one of its tasks has a gate for it, or a table entry other than zero (NaN is). The CPU
+// kernels compute no others for its rows, unless table_grad asks for the gradient of entries that are zero now.
 //
 // The input of a row is its embeddings in field order, then x: ids [B, F] (int32 or int64, each counted from the first
 // row of its field), one table `embedding` [V, N] for all fields, `vocab` the rows of each, x [B, C], I = F N + C.
@@ -22,8 +24,9 @@
 // only. network_fwd takes it as `packed`, and then only shapes from `weights`. It returns logits [B, T], or their
 // sigmoid. network_bwd returns d_x (empty unless input_grad), d_embedding and its rows, then a gradient per weight.
 // embedding_grad: "none" (empty), "dense" ([V, N], no rows), "sparse" (values [U, N] of the distinct rows [U],
-// ascending). network_loss returns pair_loss [D, T], then the same of sum(pair_weight * pair_loss); label [B, T], NaN =
-// not observed.
+// ascending). table_grad: whether the gradient of `table` is wanted; without it that one means nothing (on a CPU it is
+// zeros). network_loss returns pair_loss [D, T], then the same of sum(pair_weight * pair_loss); label [B, T], NaN = not
+// observed.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/stable/library.h>
@@ -46,12 +49,12 @@ STABLE_TORCH_LIBRARY(m3oe_fast, m) {
   m.def(
       "network_bwd(Tensor grad, Tensor x, Tensor? ids, Tensor? embedding, int[] vocab, Tensor domain, Tensor[] "
       "weights, "
-      "Tensor? gate_mask, bool star_linear, bool gate_detach, str precision, bool input_grad, str embedding_grad) "
-      "-> Tensor[]");
+      "Tensor? gate_mask, bool star_linear, bool gate_detach, str precision, bool input_grad, str embedding_grad, "
+      "bool table_grad) -> Tensor[]");
   m.def(
       "network_loss(Tensor x, Tensor? ids, Tensor? embedding, int[] vocab, Tensor domain, Tensor label, "
       "Tensor? row_weight, Tensor pair_weight, Tensor[] weights, Tensor? gate_mask, bool star_linear, "
-      "bool gate_detach, str precision, bool input_grad, str embedding_grad) -> Tensor[]");
+      "bool gate_detach, str precision, bool input_grad, str embedding_grad, bool table_grad) -> Tensor[]");
 }
 
 namespace {

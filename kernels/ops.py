@@ -77,6 +77,7 @@ def network_bwd(
     precision: str,
     input_grad: bool,
     embedding_grad: str,
+    table_grad: bool,
 ) -> list[Tensor]:
     layout, data = _prepare(x, ids, embedding, vocab, domain, weights, gate_mask, star_linear, gate_detach, precision)
     _expect("grad", grad, (x.shape[0], layout.tasks))
@@ -102,6 +103,7 @@ def network_loss(
     precision: str,
     input_grad: bool,
     embedding_grad: str,
+    table_grad: bool,
 ) -> list[Tensor]:
     layout, data = _prepare(x, ids, embedding, vocab, domain, weights, gate_mask, star_linear, gate_detach, precision)
     _expect("label", label, (x.shape[0], layout.tasks))

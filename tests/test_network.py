@@ -10,7 +10,7 @@ import torch
 
 from m3oe_fast import folded, reference
 from m3oe_fast.folded import NetworkWeights
-from m3oe_fast.ops import network, network_loss
+from m3oe_fast.ops import infer, network, network_loss, pack
 from tests.cases import Case, cast, make_inputs, make_weights, names, stacked_axes
 from tests.tolerance import FORWARD, GRADIENT, assert_close_to_oracle
 
@@ -313,9 +313,11 @@ def forward_arguments(x, domain, weights, mask=None, lookup=None, packed=None, p
     return (x, *(lookup or (None, None, ())), domain, weights, mask, packed, False, precision, False)
 
 
-def backward_arguments(grad, x, domain, weights, mask=None, lookup=None, input_grad=True, embedding_grad="none"):
+def backward_arguments(
+    grad, x, domain, weights, mask=None, lookup=None, input_grad=True, embedding_grad="none", table_grad=True
+):
     inputs = (grad, x, *(lookup or (None, None, ())), domain, weights, mask)
-    return (*inputs, False, True, "fp32", input_grad, embedding_grad)
+    return (*inputs, False, True, "fp32", input_grad, embedding_grad, table_grad)
 
 
 def test_leftover_weights_without_a_representation_are_refused():
@@ -384,8 +386,8 @@ def test_opcheck(case):
     for columns, fields, ready in ((x, None, None), (x[:, 8:], lookup, packed)):
         arguments = forward_arguments(columns, domain, weights, mask, lookup=fields, packed=ready)
         torch.library.opcheck(torch.ops.m3oe_fast.network_fwd.default, arguments)
-        for input_grad, embedding_grad in ((True, "none"), (False, "dense"), (True, "sparse")):
-            arguments = backward_arguments(grad, columns, domain, weights, mask, fields, input_grad, embedding_grad)
+        for wanted in ((True, "none", True), (False, "dense", False), (True, "sparse", True)):
+            arguments = backward_arguments(grad, columns, domain, weights, mask, fields, *wanted)
             torch.library.opcheck(torch.ops.m3oe_fast.network_bwd.default, arguments)
     arguments = (weights, mask, case.inputs, False, "fp32")
     torch.library.opcheck(torch.ops.m3oe_fast.network_pack.default, arguments)
@@ -408,6 +410,214 @@ def test_compiles_without_a_graph_break_and_trains_the_same():
             expected = [x.grad, *(w.grad for w in weights.flat())]
     got = [x.grad, *(w.grad for w in weights.flat())]
     assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class Sparse(Case):
+    """A network whose domains use some of the experts: `kind` says which.
+
+    "specific": shared experts and one per (domain, task) pair, gated by mask, no coefficients (PLE).
+    "own": one expert per domain, no gates, coefficient 1 (STAR).
+    "random": gates and coefficients at random; the last expert nobody uses, nor domain 0 any, and in domain 1 all gates
+    are open.
+    """
+
+    kind: str = "specific"
+
+    @property
+    def experts(self) -> int:
+        own = {"specific": self.domains * self.tasks, "own": self.domains - self.shared, "random": 7}
+        return self.shared + own[self.kind]
+
+    @property
+    def gates(self) -> int:
+        return {"specific": self.experts, "own": 0, "random": self.experts - 3}[self.kind]
+
+    def problem(self, dtype, table_grad=False):
+        """weights, x, domain, gradient of the logits, mask; the table requires a gradient only if told so."""
+        x, domain, grad, _ = make_inputs(self, dtype)
+        pairs = (self.domains, self.tasks)
+        table, mask = torch.zeros(*pairs, self.experts), torch.zeros(*pairs, self.gates, dtype=torch.bool)
+        if self.kind == "specific":
+            own = torch.eye(self.domains * self.tasks, dtype=torch.bool).view(*pairs, -1)
+            mask[:] = torch.cat([torch.ones(*pairs, self.shared, dtype=torch.bool), own], -1)
+        elif self.kind == "own":
+            table[:] = torch.eye(self.domains)[:, None]
+        else:
+            generator = torch.Generator().manual_seed(5)
+            chosen = torch.rand(table.shape, generator=generator) < 0.25
+            table[chosen] = torch.randn(table.shape, generator=generator)[chosen]
+            mask[:] = torch.rand(mask.shape, generator=generator) < 0.2
+            table[..., -1], table[0], mask[0], mask[1] = 0, 0, False, True
+        weights = make_weights(self, dtype)._replace(table=table.to(dtype).requires_grad_(table_grad))
+        return weights, x, domain, grad, mask
+
+    def used(self) -> torch.Tensor:
+        """bool [D, E]."""
+        weights, _, _, _, mask = self.problem(torch.float32)
+        used = weights.table != 0
+        used[..., : self.gates] |= mask
+        return used.any(1)
+
+
+SPARSE = [
+    Sparse(rows=300, gate_detach=False),
+    Sparse(rows=300, inputs=33, representation=False, widths=(48, 17), domains=5, shared=2, empty_domain=True),
+    Sparse(rows=200, inputs=113, representation=False, widths=(80, 64), tower=64, kind="own", domains=5),
+    Sparse(rows=200, widths=(17,), kind="own", domains=4, empty_domain=True),
+    Sparse(rows=250, kind="random", domains=5, gate_detach=False),
+    Sparse(rows=97, inputs=21, representation=False, widths=(9, 40, 33), kind="random", domains=3, gate_detach=False),
+    Sparse(rows=1, kind="random", domains=5),
+    Sparse(rows=0, kind="specific"),
+]
+
+
+def sparse_ways(case: Sparse, table_grad: bool):
+    """As `three_ways`: logits and the gradients of x and of every weight, of the table only if wanted."""
+    results = []
+    for function, dtype in ((network, torch.float32), (folded.routed, torch.float32), (folded.routed, torch.float64)):
+        weights, x, domain, grad, mask = case.problem(torch.float32, table_grad)
+        flat = [w.detach().to(dtype).requires_grad_(w.requires_grad) for w in weights.flat()]
+        x = x.detach().to(dtype).requires_grad_()
+        logits = function(x, domain, NetworkWeights.unflat(flat), gate_mask=mask, **case.switches)
+        wanted = [tensor for tensor in (x, *flat) if tensor.requires_grad]
+        grads = torch.autograd.grad(logits, wanted, grad.to(dtype), allow_unused=True)
+        results.append(
+            (logits.detach(), [torch.zeros_like(w) if g is None else g for g, w in zip(grads, wanted, strict=True)])
+        )
+    labels = [name for name in names(weights) if table_grad or name != "table"]
+    return *results, ["x", *labels]
+
+
+@pytest.mark.parametrize("table_grad", [False, True])
+@pytest.mark.parametrize("case", SPARSE, ids=str)
+def test_experts_that_a_domain_does_not_use_against_the_oracle(case, table_grad):
+    """Without a gradient of the table they are skipped; with one they are not, since its zeros have gradients too. An
+    expert's slice that the oracle gives no gradient must be exactly zero."""
+    assert_as_close_as_eager(*sparse_ways(case, table_grad))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16x3", "bf16"])
+@pytest.mark.parametrize("case", SPARSE, ids=str)
+def test_skipping_experts_changes_nothing(case, precision):
+    """A coefficient of zero adds nothing: the same bits as from computing all. Only the gradient of the experts' input,
+    and what follows from it, is a sum over other pieces: as close to the oracle as computing all is."""
+    label, pair_weight, _ = make_targets(case, torch.float32)
+    results = []
+    for table_grad, dtype in ((False, torch.float32), (True, torch.float32), (True, torch.float64)):
+        weights, x, domain, grad, mask = case.problem(torch.float32, table_grad)
+        flat = [w.detach().to(dtype).requires_grad_(w.requires_grad) for w in weights.flat()]
+        weights = NetworkWeights.unflat(flat)
+        x = x.detach().to(dtype).requires_grad_()
+        options = {"gate_mask": mask, "precision": precision if dtype == torch.float32 else "fp32", **case.switches}
+        through_input = [x, *(w for w in flat[:8] if w.numel())]
+        others = [w for w in flat[8:] if w is not weights.table and w.numel()]
+        logits = network(x, domain, weights, **options)
+        targets = (label.to(dtype), weights)
+        loss, pair_loss = network_loss(x, domain, *targets, pair_weight=pair_weight.to(dtype), **options)
+        exact, close = [logits, pair_loss], []
+        for of, output_grad in ((logits, grad.to(dtype)), (loss, None)):
+            exact += torch.autograd.grad(of, others, output_grad, retain_graph=True)
+            close += torch.autograd.grad(of, through_input, output_grad)
+        results.append((exact, close))
+    (ours, ours_close), (all_experts, all_close), (_, oracle) = results
+    assert all(torch.equal(a, b) for a, b in zip(ours, all_experts, strict=True))
+    for i, values in enumerate(zip(ours_close, all_close, oracle, strict=True)):
+        assert_close_to_oracle(*values, GRADIENT, f"gradient {i}")
+
+
+@pytest.mark.parametrize("case", SPARSE, ids=str)
+def test_one_pass_over_the_used_experts_against_the_oracle(case):
+    label, pair_weight, row_weight = make_targets(case, torch.float32)
+    results = []
+    for function, dtype in ((network_loss, torch.float32), (eager_loss, torch.float32), (eager_loss, torch.float64)):
+        weights, x, domain, _, mask = case.problem(torch.float32, table_grad=True)
+        weights = cast(weights, dtype)
+        # The kernels are told that nobody wants it, eager must leave it out of what is compared.
+        weights.table.requires_grad_(False)
+        x, pairs = (v.detach().to(dtype).requires_grad_() for v in (x, pair_weight))
+        options = {"pair_weight": pairs, "row_weight": row_weight.to(dtype), "gate_mask": mask}
+        loss, pair_loss = function(x, domain, label.to(dtype), weights, **options, **case.switches)
+        wanted = [x, pairs, *(w for w in weights.flat() if w.requires_grad)]
+        grads = torch.autograd.grad(loss, wanted, allow_unused=True)
+        filled = [torch.zeros_like(w) if g is None else g for g, w in zip(grads, wanted, strict=True)]
+        results.append([loss.detach(), pair_loss, *filled])
+    labels = ["loss", "pair_loss", "x", "pair_weight", *(name for name in names(weights) if name != "table")]
+    for label, *values in zip(labels, *results, strict=True):
+        factor = FORWARD if label in ("loss", "pair_loss") else GRADIENT
+        assert_close_to_oracle(*values, factor, label, stacked_axes(label))
+
+
+@pytest.mark.parametrize("case", [case for case in SPARSE if case.rows > 1], ids=str)
+def test_unused_experts_are_not_computed(case):
+    """Their weights are NaN in turn: only rows of domains that use the expert may notice, packed weights or not."""
+    used = case.used()
+    for e in range(case.experts):
+        weights, x, domain, grad, mask = case.problem(torch.float32)
+        with torch.no_grad():
+            for layer in weights.experts:
+                for part in layer:
+                    part[e] = float("nan")
+        hit = used[:, e][domain]
+        logits = network(x, domain, weights, gate_mask=mask, **case.switches)
+        assert torch.equal(logits.isnan().any(1), hit)
+        packed = pack(weights, case.inputs, gate_mask=mask)
+        served = infer(x.detach(), domain, [w.detach() for w in weights.flat()], packed, gate_mask=mask)
+        torch.testing.assert_close(served, logits.detach(), rtol=0, atol=0, equal_nan=True)
+        wanted = [x, *(w for layer in weights.experts for w in layer)]
+        clean = torch.where(hit[:, None], 0, 1)
+        d_x, *d_experts = torch.autograd.grad(logits, wanted, grad * clean)
+        assert d_x[~hit].isfinite().all()
+        if not hit.any():
+            assert all(d.isfinite().all() and not d[e].any() for d in d_experts)
+
+
+def test_a_coefficient_of_nan_counts_as_used_and_minus_zero_does_not():
+    case = Sparse(rows=60, kind="own", domains=3)
+    weights, x, domain, _, mask = case.problem(torch.float32)
+    expected = network(x, domain, weights, gate_mask=mask)
+    with torch.no_grad():
+        weights.table[2, 1, 0] = float("nan")
+        weights.table[1, 0, 2] = -0.0
+    logits = network(x, domain, weights, gate_mask=mask)
+    assert logits[domain == 2, 1].isnan().all()
+    logits = logits.detach().clone()
+    logits[domain == 2, 1] = expected.detach()[domain == 2, 1]
+    assert torch.equal(logits, expected)
+
+
+def test_a_domain_without_experts_gets_the_towers_of_zero():
+    case = Sparse(rows=60, kind="random", domains=3)
+    weights, x, domain, _, mask = case.problem(torch.float64)
+    assert not case.used()[0].any()
+    logits = network(x, domain, weights, gate_mask=mask)[domain == 0]
+    of_zero = folded.routed(torch.zeros_like(x[:1]), domain.new_zeros(1), weights, gate_mask=mask)
+    torch.testing.assert_close(logits, of_zero.expand_as(logits), rtol=1e-12, atol=1e-12)
+
+
+def test_gradcheck_of_a_table_of_zeros_in_double():
+    case = Sparse(rows=9, inputs=5, hidden=6, widths=(7, 5), tower=4, shared=1, domains=2, kind="specific")
+    weights, x, domain, _, mask = case.problem(torch.float64, table_grad=True)
+    assert not weights.table.any()
+
+    def logits(table):
+        return network(x.detach(), domain, weights._replace(table=table), gate_mask=mask)
+
+    assert torch.autograd.gradcheck(logits, (weights.table,), eps=1e-6, atol=1e-5, nondet_tol=0.0)
+
+
+def test_the_raw_op_computes_the_gradient_of_the_table_only_if_told():
+    weights, x, domain, grad, mask = SPARSE[0].problem(torch.float32)
+    flat = [w.detach() for w in weights.flat()]
+    with_table, without = (
+        torch.ops.m3oe_fast.network_bwd(
+            *backward_arguments(grad, x.detach(), domain, flat, mask, table_grad=table_grad)
+        )
+        for table_grad in (True, False)
+    )
+    table = 3 + NetworkWeights._fields.index("table")
+    assert with_table[table].any() and not without[table].any()
+    assert all(torch.equal(*both) for both in zip(with_table[table + 1 :], without[table + 1 :], strict=True))
 
 
 def eager_loss(x, domain, label, weights, *, pair_weight, row_weight, gate_mask, **switches):
@@ -522,5 +732,5 @@ def test_opcheck_of_the_one_pass_loss(weighted):
     targets = (label, row_weight if weighted else None, pair_weight.detach())
     for columns, fields, grads in ((x, None, (True, "none")), (x[:, 8:], lookup, (False, "dense"))):
         inputs = (columns.detach(), *(fields or (None, None, ())), domain)
-        arguments = (*inputs, *targets, weights, None, False, True, "fp32", *grads)
+        arguments = (*inputs, *targets, weights, None, False, True, "fp32", *grads, weighted)
         torch.library.opcheck(torch.ops.m3oe_fast.network_loss.default, arguments)

@@ -34,6 +34,7 @@ NetworkShape read_shape(int64_t inputs, const WeightArguments& arguments) {
   s.star_linear = arguments.star_linear;
   s.gate_detach = arguments.gate_detach;
   s.masked = arguments.gate_mask.has_value();
+  s.table_grad = arguments.table_grad;
   s.widths.push_back(w[17].size(1));
   STD_TORCH_CHECK(s.gated <= s.experts, "network: gates over ", s.gated, " of ", s.experts, " experts");
   STD_TORCH_CHECK(s.domains > 0 && s.tasks > 0 && s.experts > 0 && s.tower > 0 && s.inputs > 0,

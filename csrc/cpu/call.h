@@ -29,7 +29,7 @@ struct InputArguments {
 struct WeightArguments {
   const std::vector<Tensor>& weights;
   const std::optional<Tensor>& gate_mask;
-  bool star_linear, gate_detach;
+  bool star_linear, gate_detach, table_grad;
 };
 
 // Everything about one call that does not depend on the element type.

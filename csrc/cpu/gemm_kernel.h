@@ -15,6 +15,12 @@ namespace {
 
 enum class Init { kZero, kBias, kAdd };
 
+// Which rows of a packed matrix a product takes, in packed rows: k_count from `first` on, of `all`. Not set: all there
+// are, k_count.
+struct Part {
+  int64_t first = 0, all = 0;
+};
+
 // C[MR][NV] of one register block. kBias: `bias` holds the NV vectors that every row starts from.
 template <class S, int MR, int NV, Init kInit>
 inline void gemm_block(const typename S::T* __restrict__ a, int64_t lda, int64_t k_count,
@@ -83,13 +89,15 @@ inline void gemm_panel_of(int64_t vectors, int64_t rows, const typename S::T* a,
 // cut into pieces that are summed from zero each: one chain of 2,000 multiply-adds loses digits that a BLAS keeps.
 template <class S, Init kInit>
 inline void gemm(int64_t rows, int64_t k_count, int64_t n_pad, const typename S::T* a, int64_t lda,
-                 const typename S::T* packed, typename S::T* c, int64_t ldc, const typename S::T* bias = nullptr) {
+                 const typename S::T* packed, typename S::T* c, int64_t ldc, const typename S::T* bias = nullptr,
+                 Part part = {}) {
   constexpr int64_t kPanel = S::kPanelVectors * S::kLanes;
   constexpr int64_t kPiece = 256;
+  const int64_t panel_rows = part.all > 0 ? part.all : k_count;
   for (int64_t n = 0; n < n_pad; n += kPanel) {
     const int64_t width = n_pad - n < kPanel ? n_pad - n : kPanel;
     const int64_t vectors = width / S::kLanes;
-    const typename S::T* panel = packed + n * k_count;
+    const typename S::T* panel = packed + n * panel_rows + part.first * width;
     const int64_t first = k_count < kPiece ? k_count : kPiece;
     gemm_panel_of<S, kInit>(vectors, rows, a, lda, first, panel, c + n, ldc, kInit == Init::kBias ? bias + n : nullptr);
     for (int64_t k = first; k < k_count; k += kPiece) {

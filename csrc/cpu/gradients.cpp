@@ -27,13 +27,8 @@ struct PieceList {
     const LayerSize& layer = s.layers[l];
     const LayerOffsets& from = layout.grad.layers[l];
     for (int64_t e = 0; e < s.experts; ++e) {
-      T* weight = to.weight + e * layer.in * layer.out;
-      // The first layer of all experts is one wide matrix; deeper ones lie one after another.
-      if (l == 0) {
-        add(-1, from.weight + e * layer.out_pad, layer.in, layer.out, s.experts * layer.out_pad, weight);
-      } else {
-        add(-1, from.weight + e * layer.in * layer.out_pad, layer.in, layer.out, layer.out_pad, weight);
-      }
+      add(-1, from.weight + e * layer.in * layer.out_pad, layer.in, layer.out, layer.out_pad,
+          to.weight + e * layer.in * layer.out);
     }
     add(-1, from.bias, s.experts, layer.out, layer.out_pad, to.bias);
     add(-1, from.gain, s.experts, layer.out, layer.out_pad, to.gain);

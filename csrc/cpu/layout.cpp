@@ -52,10 +52,11 @@ void Layout::plan_size(const NetworkShape& s) {
   size.star_linear = s.star_linear;
   size.gate_detach = s.gate_detach;
   size.masked = s.masked;
+  size.table_grad = s.table_grad;
   size.inputs_pad = padded(size.inputs);
   size.hidden_pad = padded(size.hidden);
   size.gates_pad = padded(size.tasks * size.gated);
-  size.width_pad = padded(size.width);
+  size.width_pad = expert_padded(size.width);
   size.tower_pad = padded(size.tower);
   size.ld_input = stride(size.inputs);
   size.ld_hidden = size.representation ? stride(size.hidden) : size.ld_input;
@@ -64,7 +65,7 @@ void Layout::plan_size(const NetworkShape& s) {
   size.ld_tower = stride(size.tasks * size.tower_pad);
   size.depth = depth;
   for (int64_t l = 0; l < depth; ++l) {
-    const int64_t out_pad = padded(s.widths[l + 1]);
+    const int64_t out_pad = expert_padded(s.widths[l + 1]);
     layer_sizes_.push_back({s.widths[l], s.widths[l + 1], out_pad, stride(s.experts * out_pad)});
   }
   size.layers = layer_sizes_.data();
@@ -105,6 +106,7 @@ void Layout::plan_pack(bool backward) {
   pack.gate_bias = own.take(s.gates_pad);
   pack.gate_mask = own.take(s.tasks * s.gated);
   pack.table = own.take(s.tasks * s.experts);
+  pack.used = own.take(s.experts + 2);
   pack.tower_weight = own.take(s.tasks * packed(s.width, s.tower_pad));
   pack.tower_weight_t = own.take(back * s.tasks * packed(s.tower, s.width_pad));
   pack.tower_vectors = own.take(s.tasks * 4 * s.tower_pad);
@@ -179,7 +181,7 @@ void Layout::plan_tile(int64_t tile_rows, bool backward) {
   tile.d_u = c.take(kept * s.ld_width);
   tile.d_coef = c.take(backward ? s.tasks * s.experts : 0);
   int64_t sums = std::max({4 * s.tower_pad, s.tasks * s.experts, s.gates_pad, 6 * s.hidden_pad});
-  for (int64_t l = 0; l < s.depth; ++l) sums = std::max(sums, 3 * s.experts * s.layers[l].out_pad);
+  for (int64_t l = 0; l < s.depth; ++l) sums = std::max(sums, 3 * s.layers[l].out_pad);
   tile.d_sums = c.take(backward ? sums : 0);
   tile.d_gate = c.take(kept * s.ld_gate);
   for (int64_t& d_z : tile.d_z) d_z = c.take(kept * widest);

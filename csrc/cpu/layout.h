@@ -12,7 +12,7 @@ namespace m3oe {
 struct NetworkShape {
   int64_t inputs, domains, tasks, experts, gated, tower;
   std::vector<int64_t> widths;
-  bool representation, star_linear, gate_detach, masked;
+  bool representation, star_linear, gate_detach, masked, table_grad;
 };
 
 class Layout {
@@ -38,6 +38,8 @@ class Layout {
   void plan_grad();
   void plan_tile(int64_t tile_rows, bool backward);
   int64_t padded(int64_t n) const { return (n + lanes_ - 1) / lanes_ * lanes_; }
+  // Of an expert: whole operands of the engine too, as a product over some of the experts begins and ends between two.
+  int64_t expert_padded(int64_t n) const { return round_up(padded(n), size.format.k_align); }
   int64_t stride(int64_t n) const;
   int64_t packed(int64_t k, int64_t n_pad) const { return packed_rows(size.format, k) * n_pad; }
 

@@ -197,19 +197,20 @@ void forward(const Call& call, const Tensor* packed, bool probability, Tensor& r
   run.check_ids();
 }
 
-// Which gradients a backward pass computes besides those of the weights.
-enum class TableGrad : int { kNone, kDense, kSparse };
+// How the gradient of the embedding table is wanted.
+enum class EmbeddingForm : int { kNone, kDense, kSparse };
 
-TableGrad read_table_grad(const std::string& name) {
-  if (name == "none") return TableGrad::kNone;
-  if (name == "dense") return TableGrad::kDense;
+EmbeddingForm read_embedding_form(const std::string& name) {
+  if (name == "none") return EmbeddingForm::kNone;
+  if (name == "dense") return EmbeddingForm::kDense;
   STD_TORCH_CHECK(name == "sparse", "network: embedding_grad must be none, dense or sparse, got ", name);
-  return TableGrad::kSparse;
+  return EmbeddingForm::kSparse;
 }
 
+// Which gradients a backward pass computes besides those of the weights.
 struct Wanted {
   bool x;
-  TableGrad table;
+  EmbeddingForm embedding;
 };
 
 // Where the gradients go: empty tensors for what is not wanted.
@@ -253,9 +254,10 @@ void backward(Run<T>& run, const Wanted& wanted, Gradients& to, const OutputGrad
   int64_t most_tiles = 0;
   for (int64_t w = 0; w < run.workers; ++w) most_tiles = std::max(most_tiles, cuts[w + 1] - cuts[w]);
   const int64_t levels = PrivateGrads<T>::levels_for(most_tiles);
+  const bool sparse = wanted.embedding == EmbeddingForm::kSparse;
   std::optional<EmbeddingGrad<T>> table;
-  if (wanted.table != TableGrad::kNone && call.fields.has_value()) {
-    table.emplace(*call.fields, call.embedding->size(1), run.workers, wanted.table == TableGrad::kSparse);
+  if (wanted.embedding != EmbeddingForm::kNone && call.fields.has_value()) {
+    table.emplace(*call.fields, call.embedding->size(1), run.workers, sparse);
   }
   const int64_t private_grads = run.workers * levels * layout.grad_elements();
   run.open(private_grads + (table.has_value() ? table->scratch_elements() : 0), nullptr);
@@ -285,7 +287,7 @@ void backward(Run<T>& run, const Wanted& wanted, Gradients& to, const OutputGrad
   for (Tensor& d_weight : to.d_weights) pointers.push_back(d_weight.mutable_data_ptr<T>());
   const std::vector<GradPiece<T>> pieces = grad_pieces(layout, name_weights(pointers));
   for_jobs(static_cast<int64_t>(pieces.size()), run.workers, [&](int64_t i, int64_t) { sum_piece(pieces[i], grads); });
-  if (table.has_value()) write_embedding_grad(*table, call, run.workers, wanted.table == TableGrad::kSparse, to);
+  if (table.has_value()) write_embedding_grad(*table, call, run.workers, sparse, to);
 }
 
 template <typename T>
@@ -309,7 +311,7 @@ void backward_from_labels(const Call& call, const Tensor& label, const Tensor* r
 
 Tensor network_pack(const std::vector<Tensor>& weights, const std::optional<Tensor>& gate_mask, int64_t inputs,
                     bool star_linear, const std::string& precision) {
-  const Call call = read_weights(inputs, {weights, gate_mask, star_linear, true}, precision);
+  const Call call = read_weights(inputs, {weights, gate_mask, star_linear, true, false}, precision);
   std::vector<int64_t> domains(call.shape.domains);
   for (int64_t d = 0; d < call.shape.domains; ++d) domains[d] = d;
   const auto packed_by = [&]<typename T>(const NetworkKernels<T>& kernels) {
@@ -330,8 +332,8 @@ Tensor network_fwd(const Tensor& x, const std::optional<Tensor>& ids, const std:
                    const std::vector<int64_t>& vocab, const Tensor& domain, const std::vector<Tensor>& weights,
                    const std::optional<Tensor>& gate_mask, const std::optional<Tensor>& packed, bool star_linear,
                    const std::string& precision, bool probability) {
-  const Call call = read_call({x, ids, embedding, vocab, domain}, {weights, gate_mask, star_linear, true}, precision,
-                              packed.has_value());
+  const Call call = read_call({x, ids, embedding, vocab, domain}, {weights, gate_mask, star_linear, true, false},
+                              precision, packed.has_value());
   Tensor result = torch::stable::new_empty(call.x, {call.rows, call.shape.tasks});
   const Tensor* packed_weights = packed.has_value() ? &*packed : nullptr;
   if (packed_weights != nullptr) {
@@ -351,14 +353,15 @@ std::vector<Tensor> network_bwd(const Tensor& grad, const Tensor& x, const std::
                                 const std::optional<Tensor>& embedding, const std::vector<int64_t>& vocab,
                                 const Tensor& domain, const std::vector<Tensor>& weights,
                                 const std::optional<Tensor>& gate_mask, bool star_linear, bool gate_detach,
-                                const std::string& precision, bool input_grad, const std::string& embedding_grad) {
-  const Call call =
-      read_call({x, ids, embedding, vocab, domain}, {weights, gate_mask, star_linear, gate_detach}, precision);
+                                const std::string& precision, bool input_grad, const std::string& embedding_grad,
+                                bool table_grad) {
+  const Call call = read_call({x, ids, embedding, vocab, domain},
+                              {weights, gate_mask, star_linear, gate_detach, table_grad}, precision);
   STD_TORCH_CHECK(grad.dim() == 2 && grad.size(0) == call.rows && grad.size(1) == call.shape.tasks &&
                       grad.scalar_type() == call.x.scalar_type(),
                   "network: the gradient must be [B, T] in the dtype of x");
   const Tensor dense_grad = torch::stable::contiguous(grad);
-  const Wanted wanted{input_grad, read_table_grad(embedding_grad)};
+  const Wanted wanted{input_grad, read_embedding_form(embedding_grad)};
   Gradients to(call, wanted);
   if (call.is_double()) {
     backward_from_logits<double>(call, dense_grad, wanted, to);
@@ -374,9 +377,10 @@ std::vector<Tensor> network_loss(const Tensor& x, const std::optional<Tensor>& i
                                  const Tensor& domain, const Tensor& label, const std::optional<Tensor>& row_weight,
                                  const Tensor& pair_weight, const std::vector<Tensor>& weights,
                                  const std::optional<Tensor>& gate_mask, bool star_linear, bool gate_detach,
-                                 const std::string& precision, bool input_grad, const std::string& embedding_grad) {
-  const Call call =
-      read_call({x, ids, embedding, vocab, domain}, {weights, gate_mask, star_linear, gate_detach}, precision);
+                                 const std::string& precision, bool input_grad, const std::string& embedding_grad,
+                                 bool table_grad) {
+  const Call call = read_call({x, ids, embedding, vocab, domain},
+                              {weights, gate_mask, star_linear, gate_detach, table_grad}, precision);
   const ScalarType type = call.x.scalar_type();
   const int64_t d = call.shape.domains, t = call.shape.tasks;
   STD_TORCH_CHECK(label.dim() == 2 && label.size(0) == call.rows && label.size(1) == t && label.scalar_type() == type,
@@ -394,7 +398,7 @@ std::vector<Tensor> network_loss(const Tensor& x, const std::optional<Tensor>& i
   const Tensor labels = torch::stable::contiguous(label);
   const Tensor pairs = torch::stable::contiguous(pair_weight);
   Tensor pair_loss = torch::stable::new_empty(call.x, {d, t});
-  const Wanted wanted{input_grad, read_table_grad(embedding_grad)};
+  const Wanted wanted{input_grad, read_embedding_form(embedding_grad)};
   Gradients to(call, wanted);
   if (call.is_double()) {
     backward_from_labels<double>(call, labels, row_pointer, pairs, wanted, pair_loss, to);

@@ -54,7 +54,8 @@ struct NetworkSize {
   bool representation;  // false: r = x and the star and skip tensors are empty
   bool star_linear;     // first term of the representation without LayerNorm and ReLU
   bool gate_detach;
-  bool masked;  // a gate mask is given
+  bool masked;      // a gate mask is given
+  bool table_grad;  // the gradient of the table is wanted, for which every expert is computed
   int64_t inputs_pad, hidden_pad, gates_pad, width_pad, tower_pad;
   int64_t ld_input, ld_hidden, ld_gate, ld_width, ld_tower;
   int64_t depth;
@@ -70,12 +71,13 @@ struct LayerOffsets {
 // Weights packed for the GEMM kernels: a common block, then one block per domain. A packed matrix [K][N] is a
 // sequence of column panels, each [packed_rows(K)][panel width], N rounded up with zeros. `*_t` is the transposed
 // matrix, for the gradient of its input. Matrices in front of a LayerNorm are centred over their outputs, so that the
-// LayerNorm needs no mean pass.
+// LayerNorm needs no mean pass. `used`: the experts that the domain's rows need, as runs of consecutive ones: their
+// number, then first and end of each. The kernels compute no others.
 struct PackLayout {
   int64_t star_gain, star_offset, skip_weight, skip_weight_t, skip_bias, skip_gain, skip_offset;
   const LayerOffsets* layers;
   int64_t common_size;
-  int64_t star_weight, star_weight_t, star_bias, gate_weight, gate_weight_t, gate_bias, gate_mask, table;
+  int64_t star_weight, star_weight_t, star_bias, gate_weight, gate_weight_t, gate_bias, gate_mask, table, used;
   int64_t tower_weight, tower_weight_t, tower_vectors;  // per task; vectors: bias gain offset head
   int64_t head_bias;
   int64_t domain_size;
@@ -131,7 +133,8 @@ struct NetworkKernels {
   // values[0..n) -> 1 / (1 + exp(-value)); may touch the rest of the last vector.
   void (*sigmoid)(T* values, int64_t n);
 
-  // d_logit -> gradients of every weight, added to `grad`, and d_x if asked for. Runs after tile_forward(keep).
+  // d_logit -> gradients of every weight, added to `grad`, and d_x if asked for. Runs after tile_forward(keep). That of
+  // the table only with size.table_grad.
   void (*tile_backward)(const NetworkSize&, const PackLayout&, const T* pack, const GradLayout&, T* grad,
                         const TileLayout&, T* tile, int64_t d, int64_t rows, bool input_grad);
 };

@@ -7,6 +7,9 @@
 //   u_t = sum_e c_te z_e
 //   logit_t = w2_dt . relu(LN(u_t W1_dt + b1_dt)) + b2_dt
 //
+// Of the experts only those that the tile's domain uses are computed (PackLayout::used): a list per domain, no branch
+// per row. What the others have in the tile's buffers is never written or read.
+//
 // Decomposition: one call per (tile, worker), no threads inside. Memory traffic: x in, logits out; every
 // intermediate stays in the worker's tile (7.5 KB per row forward, 20 with backward, at the published sizes), the
 // packed weights stream from L2/L3 once per tile.
@@ -175,6 +178,24 @@ struct Tile {
   Left left(int64_t k, const T* a, int64_t lda, int which = 0) const {
     return E::left(rows, k, a, lda, at(layout.operand[which]));
   }
+  // body(first, end) for every run of experts that the domain uses, in ascending order.
+  template <typename Body>
+  void each_run(const Body& body) const {
+    const T* used = own + pack_layout.used;
+    const auto count = static_cast<int64_t>(used[0]);
+    for (int64_t i = 0; i < count; ++i) {
+      body(static_cast<int64_t>(used[1 + 2 * i]), static_cast<int64_t>(used[2 + 2 * i]));
+    }
+  }
+
+  // body(e) for every expert that the domain uses.
+  template <typename Body>
+  void each_expert(const Body& body) const {
+    each_run([&](int64_t first, int64_t end) {
+      for (int64_t e = first; e < end; ++e) body(e);
+    });
+  }
+
   const T* tower_vector(int64_t t, int64_t which) const {
     return own + pack_layout.tower_vectors + (t * 4 + which) * size.tower_pad;
   }
@@ -223,7 +244,7 @@ struct Tile {
       const LayerOffsets& weights = pack_layout.layers[l];
       T* hat = at(layout.layers[l].hat);
       T* out = activations(l, kKeep);
-      for (int64_t e = 0; e < size.experts; ++e) {
+      each_expert([&](int64_t e) {
         const int64_t column = e * layer.out_pad;
         const Left in = l == 0 ? r : expert_input<kKeep>(l, e);
         E::template product<Init::kBias>(rows, in, layer.out_pad, common + weights.weight + column * packed(layer.in),
@@ -231,7 +252,7 @@ struct Tile {
         norm_relu<S, kKeep, false>(rows, hat + column, out + column, layer.ld, layer.out, layer.out_pad,
                                    common + weights.gain + column, common + weights.offset + column,
                                    at(layout.layers[l].rstd) + e, size.experts);
-      }
+      });
     }
   }
 
@@ -319,10 +340,10 @@ struct Tile {
   void mix(const T* z, int64_t stride, const T* coef, T* u) const {
     typename S::Reg acc[NV];
     for (int j = 0; j < NV; ++j) acc[j] = S::zero();
-    for (int64_t e = 0; e < size.experts; ++e) {
+    each_expert([&](int64_t e) {
       const auto c = S::set1(coef[e]);
       for (int j = 0; j < NV; ++j) acc[j] = S::fma(c, S::load(z + e * stride + j * S::kLanes), acc[j]);
-    }
+    });
     for (int j = 0; j < NV; ++j) S::store(u + j * S::kLanes, acc[j]);
   }
 
@@ -367,6 +388,8 @@ struct BackwardTile : Tile<E> {
   using Base = Tile<E>;
   using Base::at;
   using Base::common;
+  using Base::each_expert;
+  using Base::each_run;
   using Base::layout;
   using Base::left;
   using Base::own;
@@ -437,7 +460,7 @@ struct BackwardTile : Tile<E> {
     }
   }
 
-  // d_u -> d_z of the last expert layer, gradients of the table, d_gate (gradient of the gate scores).
+  // d_u -> d_z of the last expert layer, the gradient of the table if wanted, d_gate (gradient of the gate scores).
   void fusion() const {
     const NetworkSize& s = size;
     const LayerSize& last = s.layers[s.depth - 1];
@@ -449,13 +472,15 @@ struct BackwardTile : Tile<E> {
       const T* d_u = at(layout.d_u) + i * s.ld_width;
       T* d_z = at(layout.d_z[(s.depth - 1) & 1]) + i * last.ld;
       T* d_coef = at(layout.d_coef);
-      for (int64_t e = 0; e < s.experts; ++e) {
-        for (int64_t t = 0; t < s.tasks; ++t) {
-          auto dot = S::zero();
-          for (int64_t v = 0; v < s.width_pad; v += S::kLanes) {
-            dot = S::fma(S::load(d_u + t * s.width_pad + v), S::load(z + e * last.out_pad + v), dot);
+      each_expert([&](int64_t e) {
+        if (s.table_grad || e < s.gated) {
+          for (int64_t t = 0; t < s.tasks; ++t) {
+            auto dot = S::zero();
+            for (int64_t v = 0; v < s.width_pad; v += S::kLanes) {
+              dot = S::fma(S::load(d_u + t * s.width_pad + v), S::load(z + e * last.out_pad + v), dot);
+            }
+            d_coef[t * s.experts + e] = S::sum(dot);
           }
-          d_coef[t * s.experts + e] = S::sum(dot);
         }
         for (int64_t v = 0; v < s.width_pad; v += S::kLanes) {
           auto sum = S::zero();
@@ -464,8 +489,8 @@ struct BackwardTile : Tile<E> {
           }
           S::store(d_z + e * last.out_pad + v, sum);
         }
-      }
-      for (int64_t j = 0; j < pairs; ++j) d_table[j] += d_coef[j];
+      });
+      if (s.table_grad) add_sums(d_coef, pairs, d_table);
       softmax_backward(at(layout.gate) + i * s.ld_gate, d_coef, at(layout.d_gate) + i * s.ld_gate);
     }
     add_sums(d_table, pairs, own_grad + grad_layout.table);
@@ -474,7 +499,8 @@ struct BackwardTile : Tile<E> {
   void softmax_backward(const T* gate, const T* d_coef, T* d_gate) const {
     const NetworkSize& s = size;
     const T* mask = own + pack_layout.gate_mask;
-    // Masked experts are skipped, not multiplied by zero: a NaN of another expert must not reach them.
+    // Masked experts are skipped, not multiplied by zero: a NaN of another expert must not reach them, and where no
+    // task uses them there is no d_coef.
     const auto open = [&](int64_t j) { return !s.masked || mask[j] != 0; };
     for (int64_t t = 0; t < s.tasks; ++t) {
       T dot = 0;
@@ -492,50 +518,69 @@ struct BackwardTile : Tile<E> {
 
   // d_z of the last layer -> d_r; gradients of every expert layer. Expert after expert: its d_z, [rows][X], is still in
   // L1 when its weight gradient sums over it.
-  void experts() const {
-    for (int64_t l = size.depth - 1; l >= 0; --l) {
+  void experts(bool needs_d_r) const {
+    for (int64_t l = size.depth - 1; l > 0; --l) {
       const LayerSize& layer = size.layers[l];
-      const LayerOffsets& weights = pack_layout.layers[l];
-      const LayerOffsets& grads = grad_layout.layers[l];
-      const int64_t columns = size.experts * layer.out_pad;
-      T* d_z = at(layout.d_z[l & 1]);
-      T* sums = open_sums(3 * columns);
-      const Across r = l == 0 ? across(layer.in, at(layout.r), size.ld_hidden) : Across{};
-      for (int64_t e = 0; e < size.experts; ++e) {
-        const int64_t column = e * layer.out_pad;
-        norm_relu_backward<S>(rows, d_z + column, d_z + column, at(layout.layers[l].hat) + column, layer.ld,
-                              at(layout.layers[l].rstd) + e, size.experts, layer.out, layer.out_pad,
-                              common + weights.gain + column, common + weights.offset + column,
-                              {sums + column, sums + columns + column, sums + 2 * columns + column});
-        if (l == 0) {
-          outer(r, layer.out_pad, d_z + column, layer.ld, common_grad + grads.weight + column, columns);
-        } else {
-          deeper_layer(l, e, d_z + column);
-        }
-      }
-      add_sums(sums, columns, common_grad + grads.bias);
-      add_sums(sums + columns, columns, common_grad + grads.gain);
-      add_sums(sums + 2 * columns, columns, common_grad + grads.offset);
-      if (l == 0) {
-        E::template product<Init::kZero>(rows, left(columns, d_z, layer.ld), size.hidden_pad, common + weights.weight_t,
-                                         at(layout.d_r), size.ld_hidden);
-      }
+      const LayerSize& before = size.layers[l - 1];
+      each_expert([&](int64_t e) {
+        const int64_t column = e * before.out_pad;
+        const T* d_pre =
+            layer_gradients(l, e, [&] { return across(before.out, at(layout.layers[l - 1].out) + column, before.ld); });
+        E::template product<Init::kZero>(rows, left(layer.out, d_pre, layer.ld), before.out_pad,
+                                         common + pack_layout.layers[l].weight_t + column * packed(layer.out),
+                                         at(layout.d_z[(l - 1) & 1]) + column, before.ld);
+      });
     }
+    const Across r = across(size.hidden, at(layout.r), size.ld_hidden);
+    each_expert([&](int64_t e) { layer_gradients(0, e, [&] { return r; }); });
+    if (needs_d_r) representation_gradient();
   }
 
-  // One expert's weight gradient in layer l > 0, and the gradient of its input.
-  void deeper_layer(int64_t l, int64_t e, const T* d_z) const {
+  // Gradients of the first layer's pre-activations -> d_r: a product per run of experts, which is one where a domain
+  // uses all. A product per expert would load and store d_r more often: some 2 % of a step in bf16.
+  void representation_gradient() const {
+    const NetworkSize& s = size;
+    const LayerSize& layer = s.layers[0];
+    const T* weight = common + pack_layout.layers[0].weight_t;
+    T* d_r = at(layout.d_r);
+    const auto add = [&]<Init kInit>(int64_t first, int64_t end) {
+      const Left d_pre = left((end - first) * layer.out_pad, at(layout.d_z[0]) + first * layer.out_pad, layer.ld);
+      const Part part{packed(first * layer.out_pad) / planes(s.format.operand), packed(s.experts * layer.out_pad)};
+      E::template product<kInit>(rows, d_pre, s.hidden_pad, weight, d_r, s.ld_hidden, nullptr, part);
+    };
+    bool begun = false;
+    each_run([&](int64_t first, int64_t end) {
+      if (begun) {
+        add.template operator()<Init::kAdd>(first, end);
+      } else {
+        add.template operator()<Init::kZero>(first, end);
+      }
+      begun = true;
+    });
+    for (int64_t i = 0; !begun && i < rows * s.ld_hidden; ++i) d_r[i] = 0;
+  }
+
+  // d_z -> gradient of the pre-activation, in its place and returned, of one expert in layer l; gradients of bias, gain
+  // and offset, and of the weight from the layer's input, `in()`.
+  template <typename In>
+  const T* layer_gradients(int64_t l, int64_t e, const In& in) const {
     const LayerSize& layer = size.layers[l];
-    const LayerSize& before = size.layers[l - 1];
-    const T* in = at(layout.layers[l - 1].out) + e * before.out_pad;
-    outer(across(layer.in, in, before.ld), layer.out_pad, d_z, layer.ld,
-          common_grad + grad_layout.layers[l].weight + e * layer.in * layer.out_pad, layer.out_pad);
-    E::template product<Init::kZero>(rows, left(layer.out, d_z, layer.ld), before.out_pad,
-                                     common + pack_layout.layers[l].weight_t + e * packed(layer.out) * before.out_pad,
-                                     at(layout.d_z[(l - 1) & 1]) + e * before.out_pad, before.ld);
+    const LayerOffsets& weights = pack_layout.layers[l];
+    const LayerOffsets& grads = grad_layout.layers[l];
+    const int64_t n = layer.out_pad, column = e * n;
+    T* d_z = at(layout.d_z[l & 1]) + column;
+    T* sums = open_sums(3 * n);
+    norm_relu_backward<S>(rows, d_z, d_z, at(layout.layers[l].hat) + column, layer.ld, at(layout.layers[l].rstd) + e,
+                          size.experts, layer.out, n, common + weights.gain + column, common + weights.offset + column,
+                          {sums, sums + n, sums + 2 * n});
+    add_sums(sums, n, common_grad + grads.bias + column);
+    add_sums(sums + n, n, common_grad + grads.gain + column);
+    add_sums(sums + 2 * n, n, common_grad + grads.offset + column);
+    outer(in(), n, d_z, layer.ld, common_grad + grads.weight + layer.in * column, n);
+    return d_z;
   }
 
-  void gates() const {
+  void gates(bool needs_d_r) const {
     const NetworkSize& s = size;
     if (s.gated == 0) return;
     const T* d_gate = at(layout.d_gate);
@@ -544,7 +589,7 @@ struct BackwardTile : Tile<E> {
     T* d_bias = open_sums(s.gates_pad);
     for (int64_t i = 0; i < rows; ++i) add_sums(d_gate + i * s.ld_gate, s.gates_pad, d_bias);
     add_sums(d_bias, s.gates_pad, own_grad + grad_layout.gate_bias);
-    if (!s.gate_detach) {
+    if (needs_d_r && !s.gate_detach) {
       E::template product<Init::kAdd>(rows, left(s.tasks * s.gated, d_gate, s.ld_gate), s.hidden_pad,
                                       own + pack_layout.gate_weight_t, at(layout.d_r), s.ld_hidden);
     }
@@ -586,8 +631,9 @@ struct BackwardTile : Tile<E> {
   void backward(bool input_grad) const {
     towers();
     fusion();
-    experts();
-    gates();
+    const bool needs_d_r = size.representation || input_grad;
+    experts(needs_d_r);
+    gates(needs_d_r);
     if (size.representation) representation(input_grad);
   }
 };

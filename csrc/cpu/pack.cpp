@@ -192,7 +192,7 @@ struct Packer {
       }
     }
     if (backward && l == 0) {
-      // The gradient of the first layer's input is one product over the outputs of all experts.
+      // The gradient of the first layer's input is a product over the outputs of all experts that a domain uses.
       const Blocks<T> source{e.weight, layer.in, s.experts, layer.out, layer.out, matrix_size};
       pack_transposed(source, layer.out_pad, matrix(packed + p.weight_t, s.experts * layer.out_pad, s.hidden_pad));
     }
@@ -227,8 +227,28 @@ struct Packer {
     }
     for (int64_t j = 0; j < gates; ++j) own[p.gate_mask + j] = mask == nullptr || mask[d * gates + j] ? T(1) : T(0);
     std::copy_n(w.table + d * s.tasks * s.experts, s.tasks * s.experts, own + p.table);
+    used_runs(own + p.gate_mask, own + p.table, own + p.used);
     for (int64_t t = 0; t < s.tasks; ++t) tower(d * s.tasks + t, t, own);
     std::copy_n(w.head_bias + d * s.tasks, s.tasks, own + p.head_bias);
+  }
+
+  // See PackLayout::used. An expert is used if it has a gate, or a coefficient other than zero, of any task.
+  void used_runs(const T* mask, const T* table, T* runs) const {
+    const NetworkSize& s = size();
+    const auto used = [&](int64_t e) {
+      bool any = s.table_grad;
+      for (int64_t t = 0; t < s.tasks; ++t) {
+        any |= table[t * s.experts + e] != 0 || (e < s.gated && mask[t * s.gated + e] != 0);
+      }
+      return any;
+    };
+    int64_t count = 0;
+    for (int64_t e = 0; e < s.experts; ++e) {
+      if (!used(e)) continue;
+      if (e == 0 || !used(e - 1)) runs[1 + 2 * count++] = static_cast<T>(e);
+      runs[2 * count] = static_cast<T>(e + 1);
+    }
+    runs[0] = static_cast<T>(count);
   }
 
   void tower(int64_t pair, int64_t t, T* own) const {

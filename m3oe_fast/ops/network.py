@@ -203,6 +203,9 @@ def infer(
     return fwd(x, ids, embedding, vocab, domain, weights, gate_mask, packed, star_linear, precision, probability)
 
 
+_TABLE = NetworkWeights._fields.index("table")  # among the weights of a Function
+
+
 class _Fields(NamedTuple):
     """What a Function carries beside tensors and switches."""
 
@@ -231,7 +234,7 @@ def _embedding_grad(needed: bool, sparse: bool) -> str:
     return "none" if not needed else "sparse" if sparse else "dense"
 
 
-def _table_gradient(values: Tensor, rows: Tensor, shape: torch.Size, sparse: bool) -> Tensor:
+def _embedding_tensor(values: Tensor, rows: Tensor, shape: torch.Size, sparse: bool) -> Tensor:
     if not sparse:
         return values
     return torch.sparse_coo_tensor(rows[None], values, shape, check_invariants=False, is_coalesced=True)
@@ -253,9 +256,9 @@ class _NetworkLoss(torch.autograd.Function):
         switches: Switches,
         *weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        input_grad, table_grad = ctx.needs_input_grad[:2]
+        input_grad, embedding_grad = ctx.needs_input_grad[:2]
         backend, vocab, sparse = fields
-        ctx.table = None if embedding is None else (embedding.shape, sparse)
+        ctx.embedding = None if embedding is None else (embedding.shape, sparse)
         pair_loss, *grads = ops(backend).network_loss(
             x,
             ids,
@@ -269,7 +272,8 @@ class _NetworkLoss(torch.autograd.Function):
             gate_mask,
             *switches,
             input_grad,
-            _embedding_grad(table_grad, sparse),
+            _embedding_grad(embedding_grad, sparse),
+            ctx.needs_input_grad[10 + _TABLE],
         )
         ctx.save_for_backward(pair_loss, *grads)
         ctx.mark_non_differentiable(pair_loss)
@@ -285,10 +289,10 @@ class _NetworkLoss(torch.autograd.Function):
         pair_loss, d_x, d_embedding, embedding_rows, *d_weights = ctx.saved_tensors
         wanted = [d_x, d_embedding, pair_loss, *d_weights]
         needs = [*needed[:3], *needed[10:]]
-        d_x, d_table, d_pair_weight, *rest = _scaled(wanted, needs, grad)
-        if d_table is not None:
-            d_table = _table_gradient(d_table, embedding_rows, *ctx.table)
-        return (d_x, d_table, d_pair_weight, *(None,) * 7, *rest)
+        d_x, d_embedding, d_pair_weight, *rest = _scaled(wanted, needs, grad)
+        if d_embedding is not None:
+            d_embedding = _embedding_tensor(d_embedding, embedding_rows, *ctx.embedding)
+        return (d_x, d_embedding, d_pair_weight, *(None,) * 7, *rest)
 
 
 def _scaled(tensors: Sequence[Tensor], needs: Sequence[bool], grad: Tensor) -> list[Tensor | None]:
@@ -328,13 +332,13 @@ class _Network(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, embedding, ids, domain, gate_mask, *weights = ctx.saved_tensors
         backend, vocab, sparse = ctx.fields
-        input_grad, table_grad = ctx.needs_input_grad[:2]
-        wanted = _embedding_grad(table_grad, sparse)
+        input_grad, embedding_grad = ctx.needs_input_grad[:2]
+        wanted = (input_grad, _embedding_grad(embedding_grad, sparse), ctx.needs_input_grad[7 + _TABLE])
         d_x, d_embedding, rows, *d_weights = ops(backend).network_bwd(
-            grad, x, ids, embedding, vocab, domain, weights, gate_mask, *ctx.switches, input_grad, wanted
+            grad, x, ids, embedding, vocab, domain, weights, gate_mask, *ctx.switches, *wanted
         )
-        d_table = _table_gradient(d_embedding, rows, embedding.shape, sparse) if table_grad else None
-        return (d_x if input_grad else None, d_table, *(None,) * 5, *d_weights)
+        d_embedding = _embedding_tensor(d_embedding, rows, embedding.shape, sparse) if embedding_grad else None
+        return (d_x if input_grad else None, d_embedding, *(None,) * 5, *d_weights)
 
 
 @fake("network_pack")
@@ -377,6 +381,7 @@ def _bwd_fake(
     precision: str,
     input_grad: bool,
     embedding_grad: str,
+    table_grad: bool,
 ) -> list[Tensor]:
     d_x = x.new_empty((x.shape[0] if input_grad else 0, x.shape[1]))
     d_embedding, rows = x.new_empty((0, 0)), x.new_empty((0,), dtype=torch.int64)
@@ -406,6 +411,7 @@ def _loss_fake(
     precision: str,
     input_grad: bool,
     embedding_grad: str,
+    table_grad: bool,
 ) -> list[Tensor]:
     grads = _bwd_fake(
         label,
@@ -421,6 +427,7 @@ def _loss_fake(
         precision,
         input_grad,
         embedding_grad,
+        table_grad,
     )
     return [x.new_empty(pair_weight.shape), *grads]
 

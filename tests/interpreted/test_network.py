@@ -272,7 +272,7 @@ def test_opcheck(case):
     torch.library.opcheck(ops.network_pack.default, (weights, mask, case.inputs, False, "fp32"))
     label, pair_weight, row_weight = make_targets(case, torch.float32)
     targets = (label, row_weight, pair_weight.detach())
-    arguments = (x, None, None, (), domain, *targets, weights, mask, False, True, "fp32", True, "none")
+    arguments = (x, None, None, (), domain, *targets, weights, mask, False, True, "fp32", True, "none", False)
     torch.library.opcheck(ops.network_loss.default, arguments)
 
 

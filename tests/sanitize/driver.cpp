@@ -90,7 +90,7 @@ std::vector<double> wide(const std::vector<T>& values) {
 // The rows of a sparse gradient in their places.
 template <typename T>
 std::vector<double> dense_table(const Case& c, const Results<T>& from) {
-  if (c.table_grad != TableGrad::kSparse) return wide(from.d_embedding);
+  if (c.embedding_grad != EmbeddingForm::kSparse) return wide(from.d_embedding);
   const std::vector<int64_t>& rows = from.embedding_rows;
   int64_t total = 0;
   for (const int64_t size : c.vocab) total += size;
@@ -157,7 +157,7 @@ bool same_bits(const Results<T>& a, const Results<T>& b) {
 bool comparable(const Case& c, const Variant& variant) {
   if (variant.tolerance < 0.1) return true;  // fp32
   const NetworkShape& s = c.shape;
-  const auto narrow = [](int64_t width) { return width < 8; };
+  const auto narrow = [](int64_t width) { return width <= 8; };
   return !std::any_of(s.widths.begin() + (s.representation ? 0 : 1), s.widths.end(), narrow) && !narrow(s.tower);
 }
 

@@ -102,6 +102,12 @@ void pack(const Call<T>& call, const Layout& layout, bool backward, int64_t work
   });
 }
 
+// The shape of a call that computes no gradients.
+inline NetworkShape without_table_grad(NetworkShape shape) {
+  shape.table_grad = false;
+  return shape;
+}
+
 // What forward and backward share: routing, layouts, packed weights, tiles, lookup.
 template <typename T>
 struct Run {
@@ -120,7 +126,8 @@ struct Run {
       : call(c),
         workers(c.config.workers),
         route(make_route(c, tile_rows())),
-        spread(c.config.shape, c.kernels.lanes, c.kernels.format, sizeof(T), tallest(), backward, c.spread()),
+        spread(backward ? c.config.shape : without_table_grad(c.config.shape), c.kernels.lanes, c.kernels.format,
+               sizeof(T), tallest(), backward, c.spread()),
         layout(spread.layout),
         backward_(backward) {}
 
@@ -201,7 +208,8 @@ Scratch<T> pack_ahead(const Call<T>& call) {
   const Case& c = call.config;
   std::vector<int64_t> domains(c.shape.domains);
   for (int64_t d = 0; d < c.shape.domains; ++d) domains[d] = d;
-  const SpreadLayout spread(c.shape, call.kernels.lanes, call.kernels.format, sizeof(T), 1, false, call.spread());
+  const SpreadLayout spread(without_table_grad(c.shape), call.kernels.lanes, call.kernels.format, sizeof(T), 1, false,
+                            call.spread());
   Scratch<T> packed(spread.layout.pack_elements());
   std::fill_n(packed.data(), spread.layout.pack_elements(), T(0));
   spread.poison_pack(packed.data());
@@ -235,7 +243,7 @@ void forward(const Call<T>& call, Results<T>& to) {
 template <typename T>
 void write_embedding_grad(const EmbeddingGrad<T>& from, const Call<T>& call, int64_t workers, Results<T>& to) {
   to.d_embedding = unwritten<T>(from.result_rows() * call.config.embedding_width);
-  if (call.config.table_grad == TableGrad::kSparse) {
+  if (call.config.embedding_grad == EmbeddingForm::kSparse) {
     to.embedding_rows.assign(from.result_rows(), -1);
     from.write_rows(to.embedding_rows.data());
   }
@@ -272,8 +280,8 @@ void backward(const Call<T>& call, Results<T>& to) {
   for (int64_t w = 0; w < run.workers; ++w) most_tiles = std::max(most_tiles, cuts[w + 1] - cuts[w]);
   const int64_t levels = PrivateGrads<T>::levels_for(most_tiles);
   std::optional<EmbeddingGrad<T>> table;
-  if (c.table_grad != TableGrad::kNone && call.fields.has_value()) {
-    table.emplace(*call.fields, c.embedding_width, run.workers, c.table_grad == TableGrad::kSparse);
+  if (c.embedding_grad != EmbeddingForm::kNone && call.fields.has_value()) {
+    table.emplace(*call.fields, c.embedding_width, run.workers, c.embedding_grad == EmbeddingForm::kSparse);
   }
   run.open(run.workers * levels * layout.grad_elements(), table.has_value() ? table->scratch_elements() : 0, nullptr);
   if (table.has_value()) table->use_scratch(run.table_grads);

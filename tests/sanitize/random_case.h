@@ -45,7 +45,7 @@ class Random {
   std::mt19937_64 engine_;
 };
 
-enum class TableGrad : int { kNone, kDense, kSparse };
+enum class EmbeddingForm : int { kNone, kDense, kSparse };
 enum class Bad : int { kNothing, kId, kDomain };
 
 struct Case {
@@ -55,11 +55,12 @@ struct Case {
   int64_t embedding_width;
   bool narrow_ids, narrow_domain, absent_domain;
   bool input_grad, from_labels, row_weight, probability, packed_ahead;
-  TableGrad table_grad;
+  EmbeddingForm embedding_grad;
   Bad bad;
   int64_t workers, tile_rows;  // tile_rows 0: chosen as in production
   int64_t callers;             // threads that make such calls at once
   int64_t lead;                // elements in front of every input: its alignment
+  double zeros;                // share of the table's entries that are zero
   bool spread;                 // red zones between the parts of every scratch buffer
 
   int64_t fields() const { return static_cast<int64_t>(vocab.size()); }
@@ -84,13 +85,15 @@ struct Case {
     if (fields() > 0) {
       out << " vocab=";
       for (const int64_t& size : vocab) out << (&size == &vocab.front() ? "" : ",") << size;
-      out << " N=" << embedding_width << " embedding_grad=" << static_cast<int>(table_grad);
+      out << " N=" << embedding_width << " embedding_grad=" << static_cast<int>(embedding_grad);
     }
-    out << " workers=" << workers << " tile_rows=" << tile_rows << " callers=" << callers << " lead=" << lead;
+    out << " workers=" << workers << " tile_rows=" << tile_rows << " callers=" << callers << " lead=" << lead
+        << " zeros=" << zeros;
     const std::pair<bool, const char*> flags[] = {{!s.representation, "no_representation"},
                                                   {s.star_linear, "star_linear"},
                                                   {s.gate_detach, "gate_detach"},
                                                   {s.masked, "masked"},
+                                                  {s.table_grad, "table_grad"},
                                                   {narrow_ids, "int32_ids"},
                                                   {narrow_domain, "int32_domain"},
                                                   {absent_domain, "absent_domain"},
@@ -120,6 +123,8 @@ inline Case draw_case(Random& random) {
   s.star_linear = random.chance(0.3);
   s.gate_detach = random.chance(0.5);
   s.masked = random.chance(0.4);
+  s.table_grad = random.chance(0.4);
+  c.zeros = random.chance(0.4) ? 0 : random.chance(0.3) ? 1 : 0.75;
   c.columns = random.chance(0.04) ? random.whole(250, 265) : random.extent();  // sums over k are cut at 256
   if (random.chance(0.6)) {
     c.vocab.resize(random.whole(1, 4));
@@ -139,7 +144,7 @@ inline Case draw_case(Random& random) {
   c.row_weight = random.chance(0.5);
   c.probability = random.chance(0.5);
   c.packed_ahead = random.chance(0.4);
-  c.table_grad = static_cast<TableGrad>(random.whole(0, 2));
+  c.embedding_grad = static_cast<EmbeddingForm>(random.whole(0, 2));
   if (c.rows > 0 && random.chance(0.15)) c.bad = c.fields() > 0 && random.chance(0.7) ? Bad::kId : Bad::kDomain;
   c.workers = random.whole(1, 4);
   c.tile_rows = random.chance(0.5) ? 0 : random.whole(1, 20);
@@ -276,6 +281,32 @@ inline void fill_weights(Random& random, const Case& c, Inputs<float>& to) {
     if (i >= 17 && (i - 17) % 4 == 0) spread = scale(s.widths[(i - 17) / 4]);
     for (float& value : to.weights.back()) value = random.normal(spread, shift);
   }
+  for (float& coefficient : to.weights[10]) {
+    if (random.chance(c.zeros)) coefficient = 0;
+  }
+}
+
+// Whether any pair of any domain has a gate for expert e, or a coefficient other than zero.
+inline bool used(const Case& c, const Inputs<float>& in, int64_t e) {
+  const NetworkShape& s = c.shape;
+  bool any = false;
+  for (int64_t pair = 0; pair < s.domains * s.tasks; ++pair) {
+    any |= in.weights[10].data()[pair * s.experts + e] != 0;
+    if (e < s.gated) any |= !s.masked || in.mask.data()[pair * s.gated + e];
+  }
+  return any;
+}
+
+// Experts that nobody uses become NaN, which may show nowhere.
+inline void spoil_unused(const Case& c, Inputs<float>& to) {
+  if (c.shape.table_grad) return;
+  for (int64_t e = 0; e < c.shape.experts; ++e) {
+    if (used(c, to, e)) continue;
+    for (size_t i = 17; i < to.weights.size(); ++i) {
+      const int64_t size = to.weights[i].size() / c.shape.experts;
+      std::fill_n(to.weights[i].data() + e * size, size, std::numeric_limits<float>::quiet_NaN());
+    }
+  }
 }
 
 inline Inputs<float> random_inputs(Random& random, const Case& c) {
@@ -299,10 +330,11 @@ inline Inputs<float> random_inputs(Random& random, const Case& c) {
   for (float& weight : to.row_weight) weight = random.chance(0.1) ? 0 : std::abs(random.normal(1));
   to.pair_weight = normals(c.shape.domains * tasks);
   to.mask = Buffer<bool>(c.shape.masked ? c.shape.domains * tasks * c.shape.gated : 0, c.lead);
-  for (bool& open : to.mask) open = random.chance(0.6);
+  for (bool& open : to.mask) open = random.chance(c.zeros > 0 ? 0.2 : 0.6);
   fill_ids(random, c, to);
   fill_domains(random, c, to);
   fill_weights(random, c, to);
+  spoil_unused(c, to);
   return to;
 }
 

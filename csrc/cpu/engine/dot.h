@@ -49,8 +49,8 @@ struct DotEngine {
 
   template <Init kInit>
   static void product(int64_t rows, const Left& a, int64_t n_pad, const float* packed, float* c, int64_t ldc,
-                      const float* bias = nullptr) {
-    gemm<DotWords, kInit>(rows, a.k, n_pad, a.words, a.ld, packed, c, ldc, bias);
+                      const float* bias = nullptr, Part part = {}) {
+    gemm<DotWords, kInit>(rows, a.k, n_pad, a.words, a.ld, packed, c, ldc, bias, part);
   }
 
   static Across across(int64_t rows, int64_t k, const float* a, int64_t lda, float* room) {

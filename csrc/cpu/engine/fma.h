@@ -33,11 +33,11 @@ struct FmaEngine {
   // The same as the left operand of sums over rows.
   static Across across(int64_t, int64_t k, const T* a, int64_t lda, T*) { return {a, lda, k}; }
 
-  // c [rows][n_pad] = a B: from zero, from a bias [n_pad], or added to what c holds.
+  // c [rows][n_pad] = a B: from zero, from a bias [n_pad], or added to what c holds. B may be part of a packed matrix.
   template <Init kInit>
   static void product(int64_t rows, const Left& a, int64_t n_pad, const T* packed, T* c, int64_t ldc,
-                      const T* bias = nullptr) {
-    gemm<S, kInit>(rows, a.k, n_pad, a.a, a.ld, packed, c, ldc, bias);
+                      const T* bias = nullptr, Part part = {}) {
+    gemm<S, kInit>(rows, a.k, n_pad, a.a, a.ld, packed, c, ldc, bias, part);
   }
 
   // c [k][n_pad] += a^T b with a [rows][k] and b [rows][n_pad].

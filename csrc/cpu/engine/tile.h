@@ -169,13 +169,14 @@ struct TileEngine {
   // Writes whole tiles: up to 31 rows more than `rows` (OperandFormat::row_align).
   template <Init kInit>
   static void product(int64_t rows, const Left& a, int64_t n_pad, const float* packed, float* c, int64_t ldc,
-                      const float* bias = nullptr) {
+                      const float* bias = nullptr, Part part = {}) {
     constexpr int64_t kPanel = S::kPanelVectors * S::kLanes;
-    const int64_t panel_rows = a.k * planes(kOperand);
+    const int64_t plane_rows = part.all > 0 ? part.all / planes(kOperand) : a.k;
+    const int64_t panel_rows = plane_rows * planes(kOperand);
     for (int64_t n = 0; n < n_pad; n += 32) {
       const int64_t first = n / kPanel * kPanel;
       const int64_t width = n_pad - first < kPanel ? n_pad - first : kPanel;
-      const Words b{packed + first * panel_rows + (n - first), width, a.k * width};
+      const Words b{packed + first * panel_rows + part.first * width + (n - first), width, plane_rows * width};
       for (int64_t i = 0; i < rows; i += 32) {
         with_block(rows - i, n_pad - n, [&](auto r, auto columns) {
           product_block<kInit, r(), columns()>(a.words.from(i, 0), b, a.k, c + i * ldc + n, ldc,
