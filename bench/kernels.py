@@ -90,7 +90,7 @@ def launches(config: M3oEConfig, precision: str, capability: int) -> list[launch
         ops.network_fwd(*inputs, domain, weights, None, None, False, precision, False)
         targets = (torch.zeros(ROWS, pairs[1]), None, torch.ones(pairs))
         detach = config.gate_detach
-        ops.network_loss(*inputs, domain, *targets, weights, None, False, detach, precision, True, "dense")
+        ops.network_loss(*inputs, domain, *targets, weights, None, False, detach, precision, True, "dense", True)
         star = [model.star_weight.detach(), model.star_shared_weight.detach(), model.star_out_weight.detach()]
         ops.fold.star_fold(*star)
         ops.fold.star_fold_bwd(weights[0], *star)
