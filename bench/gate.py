@@ -113,6 +113,13 @@ def find(contender: Contender, workload: Workload, oracle: Oracle, measures: Seq
     return findings
 
 
+def fusion_as_one(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The gradients by name, those of the fusion logits that there are side by side as "fusion logits"."""
+    rest = {name: gradient for name, gradient in gradients.items() if name not in FUSION_NAMES}
+    fusion = [gradients[name].flatten() for name in FUSION_NAMES if name in gradients]
+    return rest | ({"fusion logits": torch.cat(fusion)} if fusion else {})
+
+
 def logit_error(findings: Sequence[Finding], what: str) -> float:
     """The error of the logits that a measurement of this kind computes."""
     quantity = "logits from x" if what == "network" else "logits from ids"
@@ -157,13 +164,8 @@ def _gradient_errors(found: Mapping[str, Tensor], exact: Mapping[str, Tensor]) -
     """
     if not exact:
         return {}
-    found, exact = _fusion_as_one(found), _fusion_as_one(exact)
+    found, exact = fusion_as_one(found), fusion_as_one(exact)
     return {name: relative_error(found[name], exact[name]) for name in exact}
-
-
-def _fusion_as_one(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    rest = {name: gradient for name, gradient in gradients.items() if name not in FUSION_NAMES}
-    return rest | {"fusion logits": torch.cat([gradients[name].flatten() for name in FUSION_NAMES])}
 
 
 def _reference(workload: Workload, precision: str) -> Formula:

@@ -5,22 +5,20 @@ every contender forward and in a training step, and what share of the machine's 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import command, report
+from bench import command, figure, report
+from bench.figure import FAINT, INK
 from bench.tables import compare
 from m3oe_fast import cli
-from m3oe_fast.errors import DataError, UserError
+from m3oe_fast.errors import DataError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PANELS = {"forward": "Forward, ids to logits", "step": "Training step, fused Adam"}
-# Okabe and Ito's palette: told apart with every kind of colour vision, and by lightness in print.
-OWN_COLOUR, OTHER_COLOUR = "#D55E00", "#0072B2"
-COLOURS = {"eager, published": "#BBBBBB", "eager, batched": "#56B4E9", "torch.compile": OTHER_COLOUR}
-INK, FAINT = "#222222", "#666666"
+OWN_COLOUR, OTHER_COLOUR = figure.VERMILION, figure.BLUE
+COLOURS = {"eager, published": figure.GREY, "eager, batched": figure.SKY, "torch.compile": OTHER_COLOUR}
 BAR, GAP = 0.8, 0.9
 
 # A bar: precision of its section, contender, and its row in the document.
@@ -43,36 +41,25 @@ def draw(documents: list[dict[str, Any]], batch: int, path: str) -> None:
 
     Raises:
         DataError: the documents do not hold what it shows.
-        UserError: matplotlib is missing.
+        UserError: matplotlib is missing, or knows no such format.
     """
     panels = {what: bars(documents, what, batch) for what in PANELS}
     # A second step of the same contender, with another Adam, has no place beside its forward pass.
     shared = set.intersection(*({bar[:2] for bar in shown} for shown in panels.values()))
     panels = {what: [bar for bar in shown if bar[:2] in shared] for what, shown in panels.items()}
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError("bench.plot needs matplotlib: pip install 'm3oe_fast[report]'") from error
     longest = len(shared)
     groups = len({precision for precision, _ in shared})
-    figure = Figure(figsize=(10.5, 1.4 + 0.34 * longest + (0.45 * groups if groups > 1 else 0)), dpi=200)
-    figure.set_layout_engine("constrained", wspace=0.04)
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2, sharey=True)
+    height = 1.4 + 0.34 * longest + (0.45 * groups if groups > 1 else 0)
+    drawn = figure.canvas("bench.plot", 10.5, height, wspace=0.04)
+    left, right = drawn.subplots(1, 2, sharey=True)
     _panel(left, PANELS["forward"], panels["forward"])
     _panel(right, PANELS["step"], panels["step"])
     right.tick_params(axis="y", labelleft=False)
     for label, (_, _, row) in zip(left.get_yticklabels(), panels["forward"], strict=True):
         label.set_fontweight("bold" if row["own"] else "normal")
-    figure.suptitle(f"M3oE, B = {batch:,}", x=0.01, ha="left", color=INK, fontsize=13, fontweight="bold")
-    figure.supxlabel(_caption(documents), x=0.01, ha="left", color=FAINT, fontsize=7.5)
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        figure.savefig(target)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from error
+    drawn.suptitle(f"M3oE, B = {batch:,}", x=0.01, ha="left", color=INK, fontsize=13, fontweight="bold")
+    drawn.supxlabel(_caption(documents), x=0.01, ha="left", color=FAINT, fontsize=7.5)
+    figure.save(drawn, path)
 
 
 def bars(documents: list[dict[str, Any]], what: str, batch: int) -> list[Bar]:

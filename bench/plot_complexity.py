@@ -6,31 +6,32 @@ The training step of every model against D, T and K, and its parameters against 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import report
+from bench import figure, report
+from bench.figure import FAINT, INK
+from bench.tables.complexity import names_along
 from m3oe_fast import cli
-from m3oe_fast.errors import DataError, UserError
+from m3oe_fast.errors import DataError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's palette, twice by line and marker; M3oE is the one to find.
+# A colour per model; those of one family share it and differ by line and marker. M3oE is the one to find.
 LOOKS = {
-    "m3oe": ("#D55E00", "-", "o"),
-    "mlp": ("#999999", "-", "s"),
-    "shared_bottom": ("#56B4E9", "-", "^"),
-    "mmoe": ("#0072B2", "-", "v"),
-    "ple": ("#009E73", "-", "D"),
-    "adatt": ("#CC79A7", "-", "P"),
-    "adatt_sp": ("#CC79A7", "--", "X"),
-    "star": ("#E69F00", "-", "*"),
-    "m2m": ("#222222", ":", "o"),
-    "pepnet": ("#222222", "--", "s"),
+    "m3oe": (figure.VERMILION, "-", "o"),
+    "mlp": (figure.GREY, "-", "s"),
+    "shared_bottom": (figure.SKY, "-", "^"),
+    "mmoe": (figure.BLUE, "-", "v"),
+    "ple": (figure.GREEN, "-", "D"),
+    "adatt": (figure.PURPLE, "-", "P"),
+    "adatt_sp": (figure.PURPLE, "--", "X"),
+    "star": (figure.ORANGE, "-", "*"),
+    "m2m": (INK, ":", "o"),
+    "pepnet": (INK, "--", "s"),
 }
+COLUMNS = 2
 AXES = {"D": "domains D", "T": "tasks T", "K": "shared experts K"}
-INK, FAINT = "#222222", "#666666"
 
 
 def main(argv: list[str]) -> int:
@@ -50,29 +51,40 @@ def draw(document: dict[str, Any], path: str) -> None:
     """Write the figure.
 
     Raises:
-        UserError: matplotlib is missing.
+        UserError: matplotlib is missing, or knows no such format.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError("bench.plot_complexity needs matplotlib: pip install 'm3oe_fast[report]'") from error
     swept = [axis for axis in AXES if any(point["axis"] == axis for point in document["points"])]
     panels = [(axis, "step") for axis in swept] + ([("D", "parameters")] if "D" in swept else [])
-    figure = Figure(figsize=(3.1 * len(panels), 3.5), dpi=170)
-    FigureCanvasAgg(figure)
-    figure.set_layout_engine("constrained")
+    height = -(-len(panels) // COLUMNS)
+    drawn = figure.canvas("bench.plot_complexity", 9.0, 0.9 + 3.2 * height, hspace=0.06)
     lines: dict[str, Any] = {}
+    steps: Axes | None = None
     for place, (axis, what) in enumerate(panels):
-        lines |= _panel(figure.add_subplot(1, len(panels), place + 1), document, axis, what)
-    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=len(lines), fontsize=8, frameon=False)
-    figure.savefig(Path(path))
+        # Steps share their scale, so that a model is as high in one panel as in the other.
+        axes = drawn.add_subplot(height, COLUMNS, place + 1, sharey=steps if what == "step" else None)
+        steps = axes if what == "step" else steps
+        lines |= _panel(axes, document, axis, what)
+    names = [name for name in LOOKS if name in lines]
+    drawn.legend(
+        [lines[name] for name in names],
+        names,
+        loc="outside right upper",
+        fontsize=10,
+        frameon=False,
+        labelspacing=0.9,
+        handlelength=3,
+        labelcolor=INK,
+    )
+    drawn.supxlabel(_caption(document), x=0.01, ha="left", color=FAINT, fontsize=8.5)
+    figure.save(drawn, path)
 
 
 def _panel(axes: Axes, document: dict[str, Any], axis: str, what: str) -> dict[str, Any]:
+    from matplotlib.ticker import LogLocator
+
     points = [point for point in document["points"] if point["axis"] == axis]
     lines = {}
-    for name in points[0]["models"]:
+    for name in names_along(points):
         values = [(point["value"], _value(point["models"][name], what)) for point in points]
         known = [(x, y) for x, y in values if y is not None]
         colour, style, marker = LOOKS[name]
@@ -82,23 +94,25 @@ def _panel(axes: Axes, document: dict[str, Any], axis: str, what: str) -> dict[s
             color=colour,
             linestyle=style,
             marker=marker,
-            markersize=4,
-            linewidth=2.2 if name == "m3oe" else 1.2,
+            markersize=5,
+            linewidth=2.6 if name == "m3oe" else 1.4,
             zorder=3 if name == "m3oe" else 2,
         )
     axes.set_xscale("log")
     axes.set_yscale("log")
     ticks = [point["value"] for point in points]
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axes.yaxis.set_major_formatter(lambda value, _: _plain(value))
     axes.minorticks_off()
-    axes.set_xlabel(AXES[axis], color=INK, fontsize=9)
     rows = document["settings"]["batch"]
-    title = f"training step of {rows:,} rows, ms" if what == "step" else "parameters without tables"
-    axes.set_title(title, fontsize=9, color=INK, loc="left")
-    axes.tick_params(labelsize=8, colors=FAINT)
+    title = f"Training step of {rows:,} rows, ms" if what == "step" else "Parameters without tables"
+    axes.set_title(title, fontsize=10.5, color=INK, loc="left")
+    axes.set_xlabel(AXES[axis], color=INK, fontsize=10)
+    axes.tick_params(labelsize=9.5, colors=FAINT)
     axes.grid(True, axis="y", color="#E5E5E5", linewidth=0.6)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
     return lines
 
 
@@ -106,6 +120,23 @@ def _value(one: dict[str, Any], what: str) -> float | None:
     if what == "parameters":
         return one["parameters"]
     return 1e3 * one["step"]["seconds"]["median"] if "step" in one else None
+
+
+def _plain(value: float) -> str:
+    """100, 3,000, 30 k, 1 M: thousands in full up to ten of them."""
+    if value >= 1e6:
+        return f"{value / 1e6:g} M"
+    return f"{value / 1e3:g} k" if value >= 1e4 else f"{value:,g}"
+
+
+def _caption(document: dict[str, Any]) -> str:
+    base, settings = document["base"], document["settings"]
+    around = ", ".join(f"{axis} = {value}" for axis, value in base.items())
+    text = f"One of {around} changed at a time. K: of the models that have shared experts."
+    if any("step" not in one for point in document["points"] for one in point["models"].values()):
+        text += f" A line ends where a step needs more than {settings['most_gflop']:g} GFLOP."
+    versions = document["versions"]
+    return f"{text}\n{document['machine']['cpu']}, {settings['threads']} threads, torch {versions['torch']}"
 
 
 if __name__ == "__main__":

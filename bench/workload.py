@@ -134,14 +134,14 @@ def _kink_distance(model: M3oE, batch: Batch) -> Tensor:
             for rows in (batch.domain == d).nonzero()[:, 0].split(CHUNK_ROWS):
                 counts = [0] * config.num_domains
                 counts[d] = len(rows)
-                with _WatchReLU(len(rows), device) as watch:
+                with WatchReLU(len(rows), device) as watch:
                     x = exact.embed(batch.ids[rows], batch.dense[rows].double())
                     folded.network(x, counts, weights, star_linear=config.star_activation == "linear")
                 distance[rows] = watch.distance
     return distance
 
 
-class _WatchReLU(TorchFunctionMode):
+class WatchReLU(TorchFunctionMode):
     """While active, keeps the smallest absolute input of torch.relu for each of `rows` rows."""
 
     def __init__(self, rows: int, device: torch.device) -> None:

@@ -1,83 +1,104 @@
-"""The formulas of docs/complexity.md, and what bench.complexity counts."""
+"""The formulas of docs/complexity.md, and what bench.complexity counts, checks, times and draws."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import json
+import re
+from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("torchmetrics", reason="bench needs it")
 
-from bench import complexity, models
+from bench import complexity, gate, models, plot_complexity, report, workload
 from bench.tables import complexity as tables
+from m3oe_fast.errors import DataError, UserError
 from m3oe_fast.models import MODELS
 
-SIZES = [
-    {"num_domains": 3, "num_tasks": 2},
-    {"num_domains": 1, "num_tasks": 1},
-    {"num_domains": 5, "num_tasks": 3, "tower_dim": 7, "expert_dims": (33, 17, 9)},
-]
-SHARED = {"shared_experts": 3}
-SPECIFIC = {"specific_experts": 2}
+DOCUMENT = Path(__file__).parents[1] / "docs" / "complexity.md"
+SIZES = {
+    "published": {"num_domains": 3, "num_tasks": 2},
+    "single": {"num_domains": 1, "num_tasks": 1},
+    "odd": {
+        "num_domains": 5,
+        "num_tasks": 3,
+        "tower_dim": 7,
+        "expert_dims": (33, 17, 9),
+        "shared_experts": 2,
+        "specific_experts": 3,
+        "knowledge_dim": 6,
+        "attention_dim": 11,
+        "gate_dim": 10,
+        "tower_layers": 4,
+        "star_dim": 21,
+        "hidden_dim": 13,
+    },
+}
+QUICK = ["--quick", "--models", "mlp", "star", "m2m", "pepnet", "mmoe", "m3oe"]
 
 
-def stack(width, widths):
-    products = sum(i * o for i, o in zip([width, *widths], widths, strict=False))
-    return products, products + 3 * sum(widths)
+def formulas():
+    """By model: what E is, parameters, multiply-adds, as the document has them."""
+    rows = [line.strip("|\n ").split(" | ") for line in DOCUMENT.read_text().splitlines() if line.startswith("| `")]
+    return {re.match(r"`(\w+)`", model)[1]: (model.partition("E = ")[2], *counts) for model, *counts in rows}
 
 
-def formulas(name, c):
-    """Parameters without tables and multiply-adds, as the document has them."""
-    d, t, i = c.num_domains, c.num_tasks, c.input_dim
-    k = getattr(c, "shared_experts", 0)
-    n = getattr(c, "specific_experts", 0)
-    x, y = c.expert_dims[-1], c.tower_dim
-    a, p = stack(i, c.expert_dims)
-    tower, u = x * y + y, x * y + 4 * y + 1
-    e = k + d * t * n
-    shared = a + sum(c.expert_dims)
-    table = {
-        "mlp": (p + u, a + x + tower),
-        "shared_bottom": (p + d * t * u, a + t * (x + tower)),
-        "mmoe": (k * p + d * t * (k * (i + 1) + u), k * a + t * (k * (i + x) + tower)),
-        "ple": (
-            (k + d * t * n) * p + d * t * ((k + n) * (i + 1) + u),
-            (k + t * n) * a + t * ((k + n) * (i + x) + tower),
-        ),
-        "adatt": (e * p + d * t * (e * (i + 1) + n + u), e * a + t * (e * (i + x) + tower)),
-        "star": (d * p + shared + d * t * u + t * (x * y + 2 * y + 1), a + t * (x + tower)),
-    }
-    table["adatt_sp"] = table["adatt"]
-    if name != "m3oe":
-        return table[name]
-    s, h, e = c.star_dim, c.hidden_dim, k + d + t
-    a, p = stack(h, c.expert_dims)
-    parameters = (d + 1) * (i * s + s) + s * h + 3 * h + i * h + 3 * h + e * p + d * t * (k * (h + 1) + u) + 4
-    return parameters, 2 * i * h + e * a + t * (k * h + e * x + tower)
+def evaluate(formula, values):
+    """A formula of the document: names side by side are a product, M, P and Q are functions."""
+    tokens = re.findall(r"[A-Za-z]+|\d+|[()+]", formula)
+    assert "".join(tokens) == formula.replace(" ", "")
+    text = tokens[0]
+    for left, right in itertools.pairwise(tokens):
+        product = left not in "(+MPQ" and right not in "+)"
+        text += f"*{right}" if product else right
+    return eval(text, {"__builtins__": {}}, values)
 
 
-@pytest.mark.parametrize("sizes", SIZES, ids=["published", "single", "odd"])
-@pytest.mark.parametrize("name", [name for name in MODELS if name not in ("m2m", "pepnet")])
+def symbols(c):
+    """The document's symbols for a configuration."""
+    widths = c.expert_dims
+    x, y = widths[-1], getattr(c, "tower_dim", 0)
+
+    def m(width):
+        return sum(i * o for i, o in itertools.pairwise([width, *widths]))
+
+    found = {"I": c.input_dim, "D": c.num_domains, "T": c.num_tasks, "L": len(widths), "W": sum(widths), "X": x, "Y": y}
+    found |= {"M": m, "P": lambda width: m(width) + 3 * sum(widths), "Q": lambda width: m(width) + sum(widths)}
+    found |= {"t": x * y + y, "u": x * y + 4 * y + 1}
+    named = {"K": "shared_experts", "n": "specific_experts", "U": "knowledge_dim", "A": "attention_dim"}
+    named |= {"G": "gate_dim", "J": "tower_layers", "S": "star_dim", "H": "hidden_dim"}
+    return found | {symbol: getattr(c, field) for symbol, field in named.items() if hasattr(c, field)}
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("name", MODELS)
 def test_parameters_and_multiply_adds_are_those_of_the_document(name, sizes):
-    if name == "mlp":
-        sizes = sizes | {"num_domains": 1, "num_tasks": 1}
+    sizes = SIZES[sizes] | ({"num_domains": 1, "num_tasks": 1} if name == "mlp" else {})
     fields = {field.name for field in dataclasses.fields(MODELS[name].config_type)}
-    own = {field: value for field, value in (SHARED | SPECIFIC | sizes).items() if field in fields}
-    config = models.config_of(name, **own)
+    config = models.config_of(name, **{field: value for field, value in sizes.items() if field in fields})
     model = MODELS[name](config)
-    tables_of = sum(table.numel() for table in model.table_parameters())
-    counted = sum(p.numel() for p in model.parameters()) - tables_of, model.multiply_adds()
-    assert counted == formulas(name, config)
+    looked_up = sum(table.numel() for table in model.table_parameters())
+    experts, parameters, multiply_adds = formulas()[name]
+    values = symbols(config)
+    if experts:
+        values["E"] = evaluate(experts, values)
+    assert evaluate(parameters, values) == sum(p.numel() for p in model.parameters()) - looked_up
+    assert evaluate(multiply_adds, values) == model.multiply_adds()
 
 
 def test_a_family_of_mlps_counts_all_pairs_and_a_row_its_tasks():
     point = complexity.Point(5, 3, 4)
     family = complexity.make("mlp", point, 0)
-    one = family.members[0].model
     found = complexity.counts(family, point)
-    assert found["multiply_adds"] == 3 * one.multiply_adds()
-    assert found["parameters"] == 15 * formulas("mlp", one.config)[0]
+    values = symbols(family.config) | {"D": 5, "T": 3}
+    _, parameters, multiply_adds = formulas()["mlp"]
+    assert found["parameters"] == evaluate(parameters, values)
+    assert found["multiply_adds"] == evaluate(multiply_adds, values)
     assert found["parameters_with_tables"] == sum(p.numel() for p in family.parameters())
+    assert 5 * found["bytes_read"] == found["bytes"]  # of each domain the models of all tasks
 
 
 def test_the_reference_computes_what_a_row_does_not_need():
@@ -85,8 +106,6 @@ def test_the_reference_computes_what_a_row_does_not_need():
     found = {name: complexity.counts(complexity.make(name, point, 0), point) for name in ("ple", "star", "adatt")}
     assert found["star"]["reference_multiply_adds"] > 9 * found["star"]["multiply_adds"]
     assert found["ple"]["reference_multiply_adds"] > 3 * found["ple"]["multiply_adds"]
-    assert found["ple"]["bytes_read"] < 4 * found["ple"]["parameters"] / 3
-    assert found["adatt"]["bytes_read"] > 3.5 * found["adatt"]["parameters"]
 
 
 def test_what_is_made_of_parameters_once_a_step_counts_for_no_row():
@@ -98,19 +117,111 @@ def test_what_is_made_of_parameters_once_a_step_counts_for_no_row():
     assert found[1]["reference_multiply_adds"] == found[30]["reference_multiply_adds"] <= found[30]["multiply_adds"]
 
 
-def test_every_model_is_measured_at_every_point_of_a_sweep(monkeypatch):
-    monkeypatch.setitem(complexity.SWEEPS, "K", (1, 4))
-    line = ["--sweep", "K", "--batch", "64", "--rounds", "1", "--models", "mlp", "star", "mmoe", "m2m", "m3oe"]
-    result = complexity.run(complexity._parse(line)) | {"settings": {"batch": 64}}
-    assert [point["value"] for point in result["points"]] == [1, 4]
-    for point in result["points"]:
-        assert list(point["models"]) == ["mlp", "star", "mmoe", "m2m", "m3oe"]
-        assert all(set(one) >= {"predict_1", "predict", "step"} for one in point["models"].values())
-    text = "\n".join(tables.render(result))
-    assert "| m2m" in text and "eager PyTorch" in text and "K = 4" in text
+@pytest.mark.parametrize("name", ["shared_bottom", "mmoe", "ple"])
+def test_a_row_reads_all_weights_of_one_domain_and_no_more_with_others(name):
+    found = {
+        d: complexity.counts(complexity.make(name, complexity.Point(d, 2, 4), 0), complexity.Point(d, 2, 4))
+        for d in (1, 7)
+    }
+    assert found[1]["bytes_read"] == found[1]["bytes"] == 4 * found[1]["parameters"]
+    assert found[7]["bytes_read"] == found[1]["bytes_read"] < found[7]["bytes"]
 
 
-def test_what_would_take_too_long_is_left_out():
-    line = "--sweep K --batch 64 --rounds 1 --models mmoe star --most_gflop 0.03"
-    found = complexity._at(complexity.Point(3, 2, 16), complexity._parse(line.split()))
-    assert "step" not in found["mmoe"] and "step" in found["star"]
+def test_a_row_reads_folded_and_generated_weights_in_the_place_of_what_makes_them():
+    point = complexity.Point(4, 2, 3)
+    read = {
+        name: complexity.weights_read(complexity.make(name, point, 0)) for name in ("m3oe", "star", "m2m", "pepnet")
+    }
+    values = {name: symbols(complexity.config_of(name, point)) for name in read}
+    values["m3oe"]["E"] = 3 + 4 + 2
+    by_hand = {
+        "m3oe": "2 (I + 3) H + E P(H) + T (K (H + 1) + u)",  # star and skip: weight, bias, gain and offset
+        "star": "P(I) + T u",
+        "m2m": "K P(I) + X A + T A + A + J T (X X + X) + T (X + 1)",
+        "pepnet": "(I + 3) G + (G + 1) I + L (2 I + 3) G + T ((G + 1) W + P(I) + X + 1)",
+    }
+    assert read == {name: evaluate(formula, values[name]) for name, formula in by_hand.items()}
+
+
+@pytest.fixture(scope="module")
+def quick():
+    """A quick run's document."""
+    options = complexity._parse(QUICK)
+    return json.loads(json.dumps(complexity.run(options)))
+
+
+def test_every_model_is_measured_at_every_point_of_a_sweep(quick):
+    found = [(point["axis"], point["value"]) for point in quick["points"]]
+    assert found == [("D", 1), ("D", 3), ("T", 1), ("T", 2), ("K", 2), ("K", 4)]
+    for point in quick["points"]:
+        expected = ["m2m", "mmoe", "m3oe"] if point["K"] == 2 else QUICK[2:]
+        assert list(point["models"]) == expected
+        for one in point["models"].values():
+            assert all(one[what]["seconds"]["median"] > 0 < one[what]["cpu_seconds"] for what in tables.TIMES)
+
+
+def test_the_tables_show_counts_bytes_and_times_against_every_axis(quick):
+    text = report.render(quick)
+    assert text.count("**By ") == 9 and "times say nothing" in text
+    of_k = text.partition("**By K: ms")[2]
+    assert "| m2m" in of_k and "star" not in of_k
+    assert "eager PyTorch" in text and "not timed" not in text
+
+
+def test_the_figure_has_a_look_for_every_model_and_is_written(quick, tmp_path):
+    assert set(plot_complexity.LOOKS) == set(MODELS)
+    looks = [(str(colour), line, marker) for colour, line, marker in plot_complexity.LOOKS.values()]
+    assert len(set(looks)) == len(looks)
+    pytest.importorskip("matplotlib")
+    kept = tmp_path / "quick.json"
+    kept.write_text(json.dumps(quick))
+    assert plot_complexity.main([str(kept), "--out", str(tmp_path / "f" / "a.png")]) == 0
+    assert (tmp_path / "f" / "a.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(UserError, match=r"a\.foo"):
+        plot_complexity.main([str(kept), "--out", str(tmp_path / "a.foo")])
+    kept.write_text(json.dumps(quick | {"kind": "compare"}))
+    with pytest.raises(DataError, match=r"bench\.compare"):
+        plot_complexity.main([str(kept), "--out", str(tmp_path / "a.png")])
+
+
+def test_what_would_take_too_long_is_left_out_and_said():
+    options = complexity._parse(["--quick", "--sweep", "K", "--models", "mmoe", "star", "--most_gflop", "0.03"])
+    result = complexity.run(options)
+    base = result["points"][-1]["models"]
+    assert "step" not in base["mmoe"] and "step" in base["star"]
+    assert "more than 0.03 GFLOP" in report.render(result)
+
+
+@pytest.mark.parametrize("name", ["mmoe", "mlp", "pepnet"])
+def test_nothing_is_timed_that_computes_something_else(name, monkeypatch):
+    point = complexity.Point(2, 2, 2)
+    model = complexity.make(name, point, 0)
+    complexity._check(name, model, point, 0)
+    kind = MODELS[name]
+    right = kind.predict
+    wrong = {torch.float32: 1e-4, torch.float64: 0.0}
+    monkeypatch.setattr(kind, "predict", lambda self, *inputs: right(self, *inputs) + wrong[self.embedding.dtype])
+    with pytest.raises(gate.GateError, match=f"{name}, D=2 T=2 K=2: probabilities"):
+        complexity._check(name, model, point, 0)
+
+
+def test_a_wrong_gradient_is_refused_though_the_probabilities_are_right(monkeypatch):
+    point = complexity.Point(2, 2, 2)
+    model = complexity.make("mmoe", point, 0)
+    right = MODELS["mmoe"].loss
+    monkeypatch.setattr(MODELS["mmoe"], "loss", lambda self, *batch: right(self, *batch) * 1.001)
+    with pytest.raises(gate.GateError, match="mmoe, m3oe_fast"):
+        complexity._check("mmoe", model, point, 0)
+
+
+@pytest.mark.parametrize("name, point", [("mmoe", complexity.Point(3, 8, 4)), ("m3oe", complexity.Point(3, 2, 16))])
+def test_rounding_is_no_reason_to_refuse(name, point):
+    """In the first batch a ReLU is 8e-8 from its kink, in the second a fusion gradient is what a cancellation left."""
+    complexity._check(name, complexity.make(name, point, 0), point, 0)
+
+
+def test_a_check_of_no_rows_is_a_refusal(monkeypatch):
+    monkeypatch.setattr(workload, "KINK_MARGIN", 1e9)
+    point = complexity.Point(2, 2, 2)
+    with pytest.raises(gate.GateError, match="mmoe: every row has a ReLU on its kink; check with more rows"):
+        complexity._check("mmoe", complexity.make("mmoe", point, 0), point, 0)
