@@ -90,7 +90,10 @@ def score_files(
         UserError: the output cannot be written.
     """
     if model.encoder is None:
-        raise ConfigError("this model holds no vocabularies, so nobody knows what its ids mean; use a run's checkpoint")
+        raise ConfigError(
+            "this model holds no vocabularies, so nobody knows what its ids mean; use a run's checkpoint, and for a "
+            "member of a form the folder of the whole run"
+        )
     jobs = [_Job(file, model.encoder) for file in files]
     schema = _output_schema(files, keep, model.encoder.schema.tasks)
     for job in jobs:

@@ -6,7 +6,7 @@ Options come from the line, from a YAML file (``--config``) or both; the line wi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -107,6 +107,7 @@ def _run(options: Options, out: str) -> int:
     console = make_console()
     folder = RunFolder(out)
     folder.check(resuming=continues(folder, options.run.resume))
+    _check_same_form(folder, options.model)
     device = computing_device(options)
     dataset = load_options(options.data)
     if options.model.form != "mdmt":
@@ -136,7 +137,6 @@ def _run_family(options: Options, out: str, dataset: Dataset, device: torch.devi
         raise ConfigError(f"resume of form {options.model.form} must be last, got {options.run.resume}")
     folder = RunFolder(out)
     resolved = options.resolved(out, dataset)
-    _check_same_family(folder, resolved)
     if not folder.config.is_file():
         folder.write_config(resolved)
     for line in (*dataset.summary(), f"model     {options.model.model} ({options.model.form})", f"run       {out}"):
@@ -150,7 +150,8 @@ def _run_family(options: Options, out: str, dataset: Dataset, device: torch.devi
         lambda: ConsoleDisplay(console),
         lambda text: say(console, text),
     )
-    folder.write_config(resolved)  # only now, as it is the members that refuse options of another run
+    if not result.kept:
+        folder.write_config(resolved)  # only now, as it is the members that refuse options of another run
     if result.family is None:
         say(console, f"interrupted; to go on: python -m m3oe_fast.train --config {out}/config.yaml --resume last")
         return 130
@@ -170,17 +171,19 @@ def _run_family(options: Options, out: str, dataset: Dataset, device: torch.devi
     return 0
 
 
-def _check_same_family(folder: RunFolder, resolved: Mapping[str, Any]) -> None:
-    """Members check themselves; another model or form would have other members in the same folder."""
+def _check_same_form(folder: RunFolder, model: ModelOptions) -> None:
+    """One model, and each member, checks itself; another form, or model of it, would have others in the same folder."""
     if not folder.config.is_file():
         return
     saved = config_file.load_mapping(str(folder.config))
-    for name, default in (("model", "m3oe"), ("form", "mdmt")):  # of a run from Python, or before there were several
-        if (was := saved.get(name, default)) != resolved[name]:
+    for name, default in (("form", "mdmt"), ("model", "m3oe")):  # of a run from Python, or before there were several
+        if (was := saved.get(name, default)) != (now := getattr(model, name)):
             raise ConfigError(
-                f"{folder.root} is a run of another {name}: it was {was} and is now {resolved[name]}; train in "
-                "another folder, with --out"
+                f"{folder.root} is a run of another {name}: it was {was} and is now {now}; train in another folder, "
+                "with --out"
             )
+        if model.form == "mdmt":
+            return
 
 
 def parse(argv: Sequence[str]) -> Options:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,7 @@ from m3oe_fast.data.restrict import labelled_rows, restrict
 from m3oe_fast.errors import BackendError, CheckpointError, ConfigError, DataError
 from m3oe_fast.models import MODELS
 from m3oe_fast.models.family import Family, Member, take
-from m3oe_fast.training import Trainer, TrainOptions, forms
+from m3oe_fast.training import Trainer, TrainOptions, forms, trainer
 from m3oe_fast.training.console import Display
 from tests.test_seesaw import DOMAINS, SCHEMA, TASKS, make_dataset
 
@@ -64,32 +66,11 @@ def test_members_of_each_form():
         forms.parts_of("mdmt", SCHEMA)
 
 
-@pytest.mark.parametrize(("domains", "tasks"), [((1,), (0, 1)), ((0, 1, 2), (1,)), ((0, 2), (0, 1)), ((2,), (1,))])
-def test_a_view_holds_the_labelled_rows_of_its_domains_and_tasks(domains, tasks):
-    dataset = make_dataset()
-    view = restrict(dataset, domains, tasks, labelled_rows(dataset, domains, tasks))
-    whole, part = dataset.train, view.train
-    label = whole.label[:, list(tasks)]
-    rows = np.flatnonzero(np.isin(whole.domain, domains) & ~np.isnan(label).all(1))
-    assert len(part) == len(rows) > 30 and view.counts["train"]["rows"] == len(rows)
-    np.testing.assert_array_equal(part.domain, np.searchsorted(domains, whole.domain[rows]))
-    np.testing.assert_array_equal(part.label, label[rows])
-    batch, same = part.take(np.array([3, 0])), whole.take(rows[[3, 0]])
-    assert batch.domain.tolist() == part.domain[[3, 0]].tolist() and batch.domain.dtype == torch.int64
-    torch.testing.assert_close(batch.label, same.label[:, list(tasks)], equal_nan=True)
-    assert torch.equal(batch.ids, same.ids) and torch.equal(batch.row_weight, same.row_weight)
-    assert all(torch.equal(a, b) for x, y in zip(batch.bags, same.bags, strict=True) for a, b in zip(x, y, strict=True))
-    assert view.schema.domains == tuple(DOMAINS[d] for d in domains)
-    assert view.schema.tasks == tuple(TASKS[t] for t in tasks)
-    read = part.read([(0, 2), (5, 6)])
-    assert read.domain.tolist() == part.domain[[0, 1, 5]].tolist()
-
-
-def test_views_of_other_parts_of_a_log_are_other_logs():
-    dataset = make_dataset()
-    views = [restrict(dataset, d, t, labelled_rows(dataset, d, t)) for d, t in (((0,), (0, 1)), ((0,), (0,)))]
-    assert len({view.identity for view in (*views, dataset)}) == 3
-    assert views[0].name == "made-up (home, all tasks)" and views[1].name == "made-up (home, click)"
+def test_names_of_folders_are_safe_and_differ():
+    assert forms.folder_name("1-0", "<25/click") != forms.folder_name("2-0", ">25/click")
+    for key in ("../../etc", "a\\b", "", "x" * 300, "..."):
+        name = forms.folder_name("0-0", key)
+        assert name.startswith("0-0-") and "/" not in name and "\\" not in name and len(name) < 80
 
 
 # Training -------------------------------------------------------------------------------------------------------------
@@ -162,15 +143,18 @@ def test_m3oe_has_fusion_weights_in_its_members(tmp_path):
 
 def test_finished_members_are_not_trained_again_and_the_result_is_the_same(tmp_path):
     dataset = make_dataset()
-    fit("mtl", dataset, tmp_path)
-    before = (tmp_path / "metrics.json").read_text()
-    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "members").rglob("*") if path.is_file()}
-    fit("mtl", dataset, tmp_path)
-    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
-    first, again = json.loads(before), json.loads((tmp_path / "metrics.json").read_text())
-    for metrics in (first, again):
-        metrics["train"].pop("peak_rss_bytes")
-    assert first == again
+    assert not fit("mtl", dataset, tmp_path).kept
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    assert {"metrics.json", "model.pt", "metrics.csv"} <= {path.name for path in stamps}
+    again = fit("mtl", dataset, tmp_path)
+    assert (
+        again.kept and again.test.mean_auc == json.loads((tmp_path / "metrics.json").read_text())["test"]["auc"]["mean"]
+    )
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == stamps
+    (tmp_path / "checkpoints" / "best" / "model.pt").unlink()
+    assert not fit("mtl", dataset, tmp_path).kept and (tmp_path / "checkpoints" / "best" / "model.pt").is_file()
+    longer = fit("mtl", dataset, tmp_path, options=dataclasses.replace(OPTIONS, epochs=3))
+    assert not longer.kept and json.loads((tmp_path / "metrics.json").read_text())["train"]["epochs"] == 3
 
 
 def test_an_interrupted_member_goes_on_where_it_was(tmp_path):
@@ -201,6 +185,9 @@ def test_a_member_without_rows_is_left_out_and_its_pairs_are_undefined(tmp_path)
     result = fit("single", dataset, tmp_path, tell=told.append)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["test"]["auc"]["<25/click"] is None and metrics["test"]["auc"]["<25/like"] is not None
+    assert result.val.undefined() == ["AUC and logloss of <25/click: no member has this pair (85 labelled rows)"]
+    assert result.test.undefined() == ["AUC and logloss of <25/click: no labelled rows (0 labelled rows)"]
+    assert metrics["val"]["overall"]["auc"]["click"] is None  # some of its rows have no score
     assert result.missing == {"1-0-25-click": "no labelled row in test"} == metrics["missing_members"]
     assert "left out: no labelled row in test" in told
     for part in ("train", "val", "test"):
@@ -209,9 +196,123 @@ def test_a_member_without_rows_is_left_out_and_its_pairs_are_undefined(tmp_path)
         fit("single", dataset, tmp_path / "none")
 
 
-def test_what_forms_cannot_have(tmp_path):
-    with pytest.raises(ConfigError, match="pair_weights weigh the pairs of one model"):
-        fit("mtl", make_dataset(), tmp_path, options=TrainOptions(loss_weighting="given", pair_weights="like=2"))
+def test_a_member_with_a_single_row_is_left_out_where_rows_are_to_be_held_out(tmp_path):
+    dataset = make_dataset()
+    of_domain = np.flatnonzero(np.asarray(dataset.train.domain) == 1)
+    dataset.train.label[of_domain[1:]] = np.nan
+    dataset.train.label[of_domain[0]] = 1
+    missing = fit("mtl", dataset, tmp_path, name="m3oe").missing
+    assert list(missing) == ["1-25"] and "has one row; use bilevel off or joint" in missing["1-25"]
+
+
+def test_damage_while_a_member_is_trained_is_no_reason_to_leave_it_out(tmp_path, monkeypatch):
+    def damaged(self, resume=None):
+        raise DataError("train.arrow: differs from what was written")
+
+    monkeypatch.setattr(Trainer, "fit", damaged)
+    with pytest.raises(DataError, match=r"^train\.arrow: differs"):
+        fit("mtl", make_dataset(), tmp_path)
+
+
+def test_ctrl_c_while_the_last_epoch_of_a_member_is_measured_ends_the_family(tmp_path, monkeypatch):
+    """The member is finished then, and its run does not say interrupted."""
+    real, calls = trainer.evaluate, []
+
+    def evaluate(model, part, dataset, clock=None):
+        calls.append(part)
+        if len(calls) == OPTIONS.epochs:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(model, part, dataset, clock)
+
+    monkeypatch.setattr(trainer, "evaluate", evaluate)
+    dataset = make_dataset()
+    assert fit("mdl", dataset, tmp_path).ended == "interrupted"
+    assert [path.name for path in (tmp_path / "members").iterdir()] == ["0-click"]
+    told = []
+    monkeypatch.setattr(trainer, "evaluate", real)
+    assert fit("mdl", dataset, tmp_path, tell=told.append).ended == "epochs"
+
+
+def test_ctrl_c_between_members_ends_the_family(tmp_path, monkeypatch):
+    real, calls = forms.labelled_rows, []
+
+    def labelled_rows(*given):
+        calls.append(given)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    monkeypatch.setattr(forms, "labelled_rows", labelled_rows)
+    assert fit("mdl", make_dataset(), tmp_path).ended == "interrupted" and len(calls) == 2
+
+
+def test_row_numbers_of_one_member_at_a_time_are_kept(tmp_path, monkeypatch):
+    real, found = forms.labelled_rows, []
+
+    def labelled_rows(*given):
+        assert not any(rows() is not None for rows in found)
+        rows = real(*given)
+        found.extend(weakref.ref(numbers) for numbers in rows.values())
+        return rows
+
+    monkeypatch.setattr(forms, "labelled_rows", labelled_rows)
+    result = fit("mtl", make_dataset(), tmp_path)
+    assert len(found) == 9 and result.ended == "epochs"
+
+
+def test_pair_weights_are_those_of_a_members_pairs(tmp_path):
+    dataset = make_dataset()
+    options = dataclasses.replace(OPTIONS, loss_weighting="given", pair_weights="like=2, <25/*=3,>25/click=4")
+    family = fit("mtl", dataset, tmp_path / "family", options=options).family
+    for member, weights in zip(family.members, ("like=2", "like=2,<25/*=3", "like=2,>25/click=4"), strict=True):
+        view = restrict(dataset, member.domains, (0, 1), labelled_rows(dataset, member.domains, (0, 1)))
+        torch.manual_seed(options.seed)
+        model = make_model(view.schema)
+        Trainer(model, view, dataclasses.replace(options, pair_weights=weights), display=Display()).fit()
+        own = member.model.state_dict()
+        assert all(torch.equal(own[name], value) for name, value in model.state_dict().items())
+    with pytest.raises(ConfigError, match="pair_weights: 'lik=2' names no pair"):
+        fit("mtl", dataset, tmp_path / "no", options=dataclasses.replace(options, pair_weights="lik=2"))
+    assert not (tmp_path / "no").exists()
+
+
+class Killed(BaseException):
+    """No cleanup of the trainer's answers to it, as none answers to kill -9."""
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("nth", [1, 2, 6, 9, 10, 11, 14, 20, 21, 22])
+def test_a_run_that_is_killed_around_any_file_ends_as_if_it_had_not_been(straight, tmp_path, monkeypatch, nth, before):
+    dataset, real, written = make_dataset(), Path.replace, []
+
+    def replace(self, target):
+        written.append(target)
+        if not before or len(written) != nth:
+            real(self, target)
+        if len(written) == nth:
+            raise Killed
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(Killed):
+        fit("mdl", dataset, tmp_path)
+    monkeypatch.setattr(Path, "replace", real)
+    fit("mdl", dataset, tmp_path)
+    assert lasting(tmp_path) == straight
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    out = tmp_path_factory.mktemp("straight")
+    fit("mdl", make_dataset(), out)
+    return lasting(out)
+
+
+def lasting(out):
+    """metrics.json but for times and memory, and every file."""
+    metrics = json.loads(Path(out, "metrics.json").read_text())
+    assert set(metrics["train"]) == {"epochs", "seconds", "cpu_seconds", "samples_per_second", "peak_rss_bytes"}
+    metrics["train"] = {"epochs": metrics["train"]["epochs"]}
+    return metrics, sorted(str(path.relative_to(out)) for path in Path(out).rglob("*") if path.is_file())
 
 
 # As one model ---------------------------------------------------------------------------------------------------------
@@ -389,6 +490,25 @@ def test_what_is_no_run_of_the_form_is_not_written_over(log, capsys):
     with pytest.raises(ConfigError, match="is a run of another form: it was mdmt and is now mtl"):
         train([*line, "--form=mtl", "--out=runs/old", "--resume=last"])
     assert old.read_text() == "epochs: 1\n"
+    family = Path("runs/a/config.yaml").read_text()
+    shutil.rmtree("runs/a/checkpoints")  # as if killed before the last member was done
+    with pytest.raises(ConfigError, match="runs/a is a run of another form: it was mtl and is now mdmt"):
+        train([*line, "--out=runs/a", "--resume=last"])
+    assert Path("runs/a/config.yaml").read_text() == family and not Path("runs/a/checkpoints").exists()
+
+
+def test_the_folder_of_a_member_names_that_of_the_family(log):
+    from m3oe_fast.evaluate import main as evaluate
+    from m3oe_fast.predict import main as predict
+    from m3oe_fast.train import main as train
+
+    assert train([*log, *SMALL, "--model=ple", "--form=mtl", "--epochs=1", "--out=runs/a"]) == 0
+    member = f"--checkpoint={next(Path('runs/a/members').iterdir())}"
+    with pytest.raises(CheckpointError, match=r"holds no vocabularies.*for a member of a form the folder of the whole"):
+        evaluate([member, *log[:3]])
+    with pytest.raises(ConfigError, match=r"holds no vocabularies.*for a member of a form the folder of the whole run"):
+        predict([member, "--input=log.parquet", "--output=s.parquet"])
+    assert not Path("s.parquet").exists()
 
 
 def test_mlp_is_trained_per_pair_by_default(log, capsys):
@@ -414,5 +534,4 @@ def test_kill_9_and_again_ends_as_if_nothing_had_been(log):
     assert not Path("killed/metrics.json").exists()
     assert run(*line, "--out=killed", "--resume=last").returncode == 0
     straight, killed = (json.loads(Path(name, "metrics.json").read_text()) for name in ("straight", "killed"))
-    for part in ("val", "test", "members", "best_epoch", "model"):
-        assert straight[part] == killed[part]
+    assert lasting("straight")[0] == lasting("killed")[0] and straight["members"] == killed["members"]

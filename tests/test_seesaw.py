@@ -1,5 +1,6 @@
-"""The restricted log of one pair, and baselines that are trained once and compared with the run."""
+"""Baselines of single pairs that are trained once and compared with the run."""
 
+import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,14 +11,11 @@ import torch
 
 from m3oe_fast import M3oE, M3oEConfig
 from m3oe_fast.data.dataset import Dataset, Part
-from m3oe_fast.data.reader import Reader
-from m3oe_fast.data.restrict import restrict, rows_of_pairs
+from m3oe_fast.data.restrict import labelled_rows, restrict
 from m3oe_fast.data.schema import Schema
 from m3oe_fast.errors import CheckpointError, ConfigError
-from m3oe_fast.metrics import Measure
-from m3oe_fast.training import Trainer, TrainOptions, seesaw
+from m3oe_fast.training import Trainer, TrainOptions
 from m3oe_fast.training.console import Display
-from m3oe_fast.training.forms import folder_name
 from m3oe_fast.training.seesaw import Place, compare
 
 DOMAINS, TASKS = ("home", "<25", ">25"), ("click", "like")
@@ -80,72 +78,6 @@ def finished_run(root, dataset):
     return auc
 
 
-# The restricted log ---------------------------------------------------------------------------------------------------
-
-
-def pair(dataset, domain=1, task=1):
-    return restrict(dataset, [domain], [task], rows_of_pairs(dataset)[domain][task])
-
-
-def test_a_pair_holds_its_labelled_rows_and_nothing_else():
-    dataset = make_dataset()
-    part, whole = pair(dataset).train, dataset.train
-    rows = np.flatnonzero((whole.domain == 1) & ~np.isnan(whole.label[:, 1]))
-    assert len(part) == len(rows) > 50
-    np.testing.assert_array_equal(part.label, whole.label[rows, 1:])
-    assert not part.domain.any()
-    np.testing.assert_array_equal(part.users(5, 20), whole.users(0, len(whole))[rows[5:20]])
-    assert len(part.users(0, 0)) == 0
-    wanted, batch = whole.take(rows[[7, 3, 3]]), part.take(np.array([7, 3, 3]))
-    assert torch.equal(batch.ids, wanted.ids)
-    assert torch.equal(batch.dense, wanted.dense)
-    assert torch.equal(batch.row_weight, wanted.row_weight)
-    assert torch.equal(batch.bags[0].values, wanted.bags[0].values)
-    assert torch.equal(batch.label, wanted.label[:, 1:])
-    assert batch.domain.tolist() == [0, 0, 0]
-
-
-def test_every_label_belongs_to_one_pair():
-    dataset = make_dataset()
-    found = rows_of_pairs(dataset)
-    for name in ("train", "val", "test"):
-        part = getattr(dataset, name)
-        assert sum(len(rows[name]) for of_tasks in found for rows in of_tasks) == (~np.isnan(part.label)).sum()
-
-
-@pytest.mark.parametrize("window", [0, 1 << 14])
-def test_a_reader_reads_it_like_any_other_part(window):
-    part = pair(make_dataset()).train
-    seen = np.concatenate([batch.dense.numpy() for batch in Reader(part, 32, seed=0, window=window).epoch(1)])
-    np.testing.assert_array_equal(np.sort(seen[:, 0]), np.sort(part.take(np.arange(len(part))).dense.numpy()[:, 0]))
-    stored = np.concatenate([batch.dense.numpy() for batch in part.batches(10)])
-    np.testing.assert_array_equal(stored, part.take(np.arange(len(part))).dense.numpy())
-
-
-def test_its_windows_hold_what_it_takes():
-    part = pair(make_dataset()).train
-    table = part.read([(4, 9), (0, 2)]).to_batch()
-    taken = part.take(np.array([4, 5, 6, 7, 8, 0, 1]))
-    for one, other in zip((*table[:5], *table.bags[0]), (*taken[:5], *taken.bags[0]), strict=True):
-        assert torch.equal(one, other)
-    assert len(part.read([])) == 0
-
-
-def test_a_log_without_users_has_none():
-    part = make_part(50, 0, users=False)
-    assert pair(make_dataset(train=100, test=part)).test.users(0, 3) is None
-
-
-def test_pairs_are_told_apart_by_identity_and_folder():
-    dataset = make_dataset()
-    assert pair(dataset, 1, 0).identity != pair(dataset, 1, 1).identity != dataset.identity
-    assert pair(dataset).schema.domains == ("<25",)
-    assert folder_name("1-0", "<25/click") != folder_name("2-0", ">25/click")
-    for key in ("../../etc", "a\\b", "", "x" * 300, "..."):
-        name = folder_name("0-0", key)
-        assert name.startswith("0-0-") and "/" not in name and "\\" not in name and len(name) < 80
-
-
 # The comparison -------------------------------------------------------------------------------------------------------
 
 
@@ -179,18 +111,21 @@ def test_a_baseline_is_the_model_trained_on_that_pair_alone(tmp_path):
     config = make_config().to_dict() | {"num_domains": 1, "num_tasks": 1}
     torch.manual_seed(OPTIONS.seed)
     model = M3oE(M3oEConfig.from_dict(config), backend="reference")
-    alone = Trainer(model, pair(dataset, 2, 1), OPTIONS, display=Display()).fit()
+    pair = restrict(dataset, [2], [1], labelled_rows(dataset, [2], [1]))
+    alone = Trainer(model, pair, OPTIONS, display=Display()).fit()
     assert result["pairs"][">25/like"]["baseline"] == alone.test.pairs[0].auc.value
 
 
 def test_options_that_name_pairs_or_write_elsewhere_are_left_out(tmp_path, monkeypatch):
     dataset, root, seen = make_dataset(), tmp_path / "run", []
     finished_run(root, dataset)
-    monkeypatch.setattr(seesaw, "_train", lambda *given: seen.append(given[3]) or Measure(0.6))
-    options = TrainOptions(
-        epochs=2, loss_weighting="given", pair_weights="home/like=2", logger="tensorboard", profile=True
+    real = Trainer.fit
+    monkeypatch.setattr(Trainer, "fit", lambda self, resume=None: seen.append(self.options) or real(self, resume))
+    options = dataclasses.replace(
+        OPTIONS, loss_weighting="given", pair_weights="home/like=2", logger="tensorboard", profile=True
     )
     compare(root, dataset, make_config(), options, PLACE, lambda line: None)
+    assert len(seen) == 6
     assert {(o.epochs, o.loss_weighting, o.pair_weights, o.logger, o.profile) for o in seen} == {
         (2, "sum", None, "", False)
     }

@@ -9,7 +9,7 @@ from m3oe_fast import M3oE, M3oEConfig, reference
 from m3oe_fast.data import Batch
 from m3oe_fast.errors import ConfigError
 from m3oe_fast.training import TrainOptions
-from m3oe_fast.training.weighting import LossWeighting, parse_pair_weights
+from m3oe_fast.training.weighting import LossWeighting, options_of_member, parse_pair_weights
 
 DOMAINS, TASKS = ("home", "live", "empty"), ("click", "like")
 
@@ -133,3 +133,30 @@ def test_a_slash_in_a_name_is_part_of_the_domain():
 def test_options_that_contradict_each_other_are_refused(options):
     with pytest.raises(ConfigError, match="loss_weighting"):
         dataclasses.replace(TrainOptions(), **options)
+
+
+@pytest.mark.parametrize(
+    ("domains", "tasks", "kind", "weights"),
+    [
+        (("home",), TASKS, "given", "like=0.5,home/like=2"),
+        (("live",), TASKS, "given", "like=0.5,live/*=3"),
+        (DOMAINS, ("like",), "given", "like=0.5,home/like=2,live/*=3"),
+        (DOMAINS, TASKS, "given", "like=0.5,home/like=2,live/*=3"),
+        (("empty", "home"), ("click",), "sum", None),  # nothing is said of its pairs: each counts 1
+        (("home",), ("like",), "sum", None),  # nothing to weigh it against
+    ],
+)
+def test_a_model_of_some_pairs_has_the_weights_of_these(domains, tasks, kind, weights):
+    options = TrainOptions(loss_weighting="given", pair_weights="like=0.5,home/like=2,live/*=3")
+    own = options_of_member(options, domains, tasks)
+    assert (own.loss_weighting, own.pair_weights) == (kind, weights)
+    whole = parse_pair_weights(options.pair_weights, DOMAINS, TASKS)
+    if weights is not None:
+        rows, columns = [DOMAINS.index(d) for d in domains], [TASKS.index(t) for t in tasks]
+        assert torch.equal(parse_pair_weights(weights, domains, tasks), whole[rows][:, columns])
+
+
+def test_other_weightings_stay_unless_there_is_one_pair():
+    options = TrainOptions(loss_weighting="uncertainty")
+    assert options_of_member(options, DOMAINS, ("click",)) == options
+    assert options_of_member(options, ("home",), ("click",)) == TrainOptions()

@@ -21,7 +21,8 @@ def check_fit(model: AnyModel, name: str, dataset: Dataset) -> None:
     """
     if model.encoder is None:
         raise CheckpointError(
-            f"{name} holds no vocabularies, so nobody knows what its ids mean; use a checkpoint of a run"
+            f"{name} holds no vocabularies, so nobody knows what its ids mean; use a checkpoint of a run, and for a "
+            "member of a form the folder of the whole run"
         )
     own, other = model.encoder.to_dict(), dataset.encoder.to_dict()
     differs = _first_difference(own["schema"], other["schema"]) or _first_difference(own, other)

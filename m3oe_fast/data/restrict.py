@@ -52,9 +52,11 @@ class RestrictedPart(Part):
     def users(self, start: int, stop: int) -> np.ndarray | None:
         """Whom the rows start .. stop-1 are about, as ``Part.users``."""
         rows = self._rows[start:stop]
-        first = int(rows[0]) if len(rows) else 0
-        users = self._base.users(first, int(rows[-1]) + 1 if len(rows) else 0)
-        return None if users is None else users[rows - first]
+        if (nobody := self._base.users(0, 0)) is None or not len(rows):
+            return nobody
+        # Rows of a small domain lie far apart: not all users between the first and the last of them at once.
+        near = np.split(rows, np.flatnonzero(np.diff(rows // _CHUNK)) + 1)
+        return np.concatenate([self._base.users(some[0], some[-1] + 1)[some - some[0]] for some in near])
 
     def take(self, rows: np.ndarray) -> Batch:
         """The rows numbered ``rows`` (int [B], in any order) as a batch of its own memory."""
@@ -79,41 +81,21 @@ Rows = dict[str, np.ndarray]
 """Row numbers int64 [n] by part: "train", "val", "test"."""
 
 
-def rows_of_pairs(dataset: Dataset) -> list[list[Rows]]:
-    """The labelled rows of every (domain, task) pair: for each domain, for each task, those of each part.
-
-    One pass over each part; memory is 8 bytes for each label that is there.
-    """
-    domains, tasks = len(dataset.schema.domains), len(dataset.schema.tasks)
-    found: list[list[dict[str, list[np.ndarray]]]] = [
-        [{part: [np.empty(0, np.int64)] for part in PARTS} for _ in range(tasks)] for _ in range(domains)
-    ]
-    for part in PARTS:
-        start = 0
-        for batch in getattr(dataset, part).batches(_CHUNK):
-            domain, labelled = batch.domain.numpy(), ~np.isnan(batch.label.numpy())
-            for d in np.unique(domain):
-                for t in range(tasks):
-                    found[d][t][part].append(start + np.flatnonzero((domain == d) & labelled[:, t]))
-            start += len(domain)
-    return [[{part: np.concatenate(rows) for part, rows in pair.items()} for pair in pairs] for pairs in found]
-
-
 def labelled_rows(dataset: Dataset, domains: Sequence[int], tasks: Sequence[int]) -> Rows:
     """The rows of some domains that have a label of some of these tasks, of each part.
 
-    One pass over each part; memory is 8 bytes a row found.
+    One pass over each part; memory is 8 bytes a row found, and meanwhile a byte a row of the part.
     """
     wanted = np.zeros(len(dataset.schema.domains), bool)
     wanted[list(domains)] = True
     found: Rows = {}
     for part in PARTS:
-        numbers, start = [np.empty(0, np.int64)], 0
+        is_found, start = np.zeros(len(getattr(dataset, part)), bool), 0
         for batch in getattr(dataset, part).batches(_CHUNK):
             labelled = ~np.isnan(batch.label.numpy()[:, list(tasks)]).all(1)
-            numbers.append(start + np.flatnonzero(wanted[batch.domain.numpy()] & labelled))
-            start += len(batch.domain)
-        found[part] = np.concatenate(numbers)
+            is_found[start : start + len(labelled)] = wanted[batch.domain.numpy()] & labelled
+            start += len(labelled)
+        found[part] = np.flatnonzero(is_found)
     return found
 
 
@@ -125,7 +107,7 @@ def restrict(dataset: Dataset, domains: Sequence[int], tasks: Sequence[int], row
     Args:
         dataset: the whole log.
         domains, tasks: which ones, counted from 0, ascending.
-        rows: those of `labelled_rows`, or for one pair of `rows_of_pairs`.
+        rows: those of `labelled_rows`.
     """
     schema = dataset.schema
     names, labels = tuple(schema.domains[d] for d in domains), tuple(schema.tasks[t] for t in tasks)

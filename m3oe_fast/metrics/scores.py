@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -131,6 +131,18 @@ class Scores:
         }
         overall = {metric: {part.name: getattr(part, metric).value for part in self.overall} for metric in METRICS}
         return {**by_pair, "overall": overall}
+
+    def explained(self, pairs: Collection[tuple[str, str]], reason: str) -> Scores:
+        """The same, with ``reason`` for those of the (domain, task) pairs whose scores are not finite."""
+        return dataclasses.replace(
+            self,
+            pairs=tuple(
+                _withheld(pair, reason)
+                if (pair.domain, pair.task) in pairs and pair.logloss.reason == NOT_FINITE
+                else pair
+                for pair in self.pairs
+            ),
+        )
 
     def undefined(self) -> list[str]:
         """A line per pair and reason for undefined AUC, logloss and, in a log with users, GAUC."""

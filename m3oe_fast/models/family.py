@@ -74,6 +74,11 @@ class Family(Scorer):
         """As of a model."""
         return self.members[0].model.compute_precision
 
+    def missing_pairs(self) -> set[tuple[int, int]]:
+        """The pairs (domain, task) that no member has."""
+        pairs = {(d, t) for d in range(self.num_domains) for t in range(self.num_tasks)}
+        return pairs - {(d, t) for member in self.members for d in member.domains for t in member.tasks}
+
     def fusion_values(self) -> dict[str, Any]:
         """None: members have their own."""
         return {}

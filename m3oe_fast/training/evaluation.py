@@ -8,10 +8,12 @@ from torch import nn
 from m3oe_fast.data.batch import Batch
 from m3oe_fast.data.dataset import Dataset, Part
 from m3oe_fast.metrics import Meter, Scores
+from m3oe_fast.models.family import Family
 from m3oe_fast.training.profile import Stopwatch
 
 EVALUATION_ROWS = 8192
 """Rows scored at once in evaluation: enough to keep the kernels busy, and a few tens of MB."""
+NO_MEMBER = "no member has this pair"
 
 
 @torch.no_grad()
@@ -41,7 +43,11 @@ def evaluate(model: nn.Module, part: Part, dataset: Dataset, clock: Stopwatch | 
     finally:
         model.train(was_training)
     with clock("metrics"):
-        return meter.compute()
+        scores = meter.compute()
+    if not isinstance(model, Family):
+        return scores
+    schema = dataset.schema
+    return scores.explained({(schema.domains[d], schema.tasks[t]) for d, t in model.missing_pairs()}, NO_MEMBER)
 
 
 def unscored(part: Part, dataset: Dataset) -> Scores:

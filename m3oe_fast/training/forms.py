@@ -4,7 +4,7 @@
     OUT/checkpoints/best   the members' best weights as one model (`m3oe_fast.models.family`)
     OUT/metrics.json       of that model on all rows; "members" tells of each run
 
-A member without a labelled row in a part of the log is left out, and the pairs it would have scored are undefined.
+A member with too few labelled rows in a part of the log is left out, and the pairs it would have scored are undefined.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from m3oe_fast.training.options import TrainOptions
 from m3oe_fast.training.run_folder import BEST, RunFolder
 from m3oe_fast.training.summary import family_metrics_of
 from m3oe_fast.training.trainer import Ended, Result, Trainer
+from m3oe_fast.training.weighting import options_of_member, parse_pair_weights
 
 MEMBERS = "members"
 
@@ -60,6 +61,7 @@ class FamilyResult:
         val, test: its scores on all rows; None if interrupted.
         metrics: the content of metrics.json.
         missing: why a member is left out, by its name.
+        kept: whether the folder told of this very result already; nothing was written then.
     """
 
     ended: Ended
@@ -68,6 +70,11 @@ class FamilyResult:
     test: Scores | None = None
     metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     missing: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    kept: bool = False
+
+
+class LeftOut(DataError):
+    """A part of the log has too few labelled rows of a member."""
 
 
 def parts_of(form: str, schema: Schema) -> list[Part]:
@@ -106,8 +113,9 @@ def fit(
 ) -> FamilyResult:
     """Train the members that are not finished yet, and measure them as one model.
 
-    Every member has the same options and seed. A member that was interrupted goes on; one that is finished is measured
-    again and its files are left alone.
+    Every member has the same options and seed, but of pair weights only its own (`options_of_member`). A member that
+    was interrupted goes on; one that is finished is measured again and its files are left alone. Memory holds the row
+    numbers of one member at a time, and the weights of all.
 
     Args:
         form: "single", "mtl" or "mdl".
@@ -119,41 +127,86 @@ def fit(
         tell: hears one line per member.
 
     Raises:
-        ConfigError, CheckpointError, UserError: as ``Trainer.fit``; no member can be trained; pair weights.
+        ConfigError, CheckpointError, UserError: as ``Trainer.fit``; pair weights of what is not in the log.
+        DataError: no member can be trained.
     """
-    if options.pair_weights is not None:
-        raise ConfigError(f"pair_weights weigh the pairs of one model against each other; form {form} has several")
     schema = dataset.schema
+    if options.pair_weights is not None:  # a member would ignore a misspelt name as one of another member's
+        parse_pair_weights(options.pair_weights, schema.domains, schema.tasks)
     members: list[Member] = []
     results: dict[str, Result] = {}
     missing: dict[str, str] = {}
     parts = parts_of(form, schema)
-    for number, part in enumerate(parts, 1):
-        rows = labelled_rows(dataset, part.domains, part.tasks)
-        empty = [name for name in PARTS if not len(rows[name])]
-        view = restrict(dataset, part.domains, part.tasks, rows)
-        tell(f"member {number}/{len(parts)}  {part.name}  {len(rows['train']):,} training rows")
-        if empty:
-            missing[part.name] = f"no labelled row in {empty[0]}"
-            tell(f"left out: {missing[part.name]}")
-            continue
-        torch.manual_seed(options.seed)
-        model = make(view.schema)
-        folder = RunFolder(out / MEMBERS / part.name)
-        trainer = Trainer(model, view, options, out=folder.root, display=display())
-        try:
-            result = trainer.fit(resume="last" if folder.holds_run() else None)
-        except DataError as error:
-            missing[part.name] = str(error)
-            tell(f"left out: {error}")
-            continue
-        if result.ended == "interrupted":
-            return FamilyResult("interrupted")
-        members.append(Member(part.domains, part.tasks, model))
-        results[part.name] = result
-    if not members:
-        raise DataError(f"form {form}: no member of {dataset.name} can be trained; {_first(missing)}")
-    return _measured(Family(form, members, len(schema.domains), len(schema.tasks)), dataset, results, missing, out)
+    try:
+        for number, part in enumerate(parts, 1):
+            title = f"member {number}/{len(parts)}  {part.name}"
+            try:
+                model, result = train_member(
+                    part,
+                    dataset,
+                    make,
+                    options,
+                    out / MEMBERS / part.name,
+                    display(),
+                    lambda rows, title=title: tell(f"{title}  {rows:,} training rows"),
+                )
+            except LeftOut as error:
+                missing[part.name] = str(error)
+                tell(f"left out: {error}")
+                continue
+            members.append(Member(part.domains, part.tasks, model))
+            results[part.name] = result
+        if not members:
+            raise DataError(f"form {form}: no member of {dataset.name} can be trained; {_first(missing)}")
+        family = Family(form, members, len(schema.domains), len(schema.tasks))
+        return _measured(family, dataset, results, missing, out)
+    except KeyboardInterrupt:
+        return FamilyResult("interrupted")
+
+
+def train_member(
+    part: Part,
+    dataset: Dataset,
+    make: Callable[[Schema], RankingModel],
+    options: TrainOptions,
+    folder: Path,
+    display: Display,
+    begin: Callable[[int], None] = lambda rows: None,
+) -> tuple[RankingModel, Result]:
+    """Train a member, or go on with it, as a run of its own.
+
+    Args:
+        part: which.
+        dataset: the whole log.
+        make, options: as for `fit`.
+        folder: its run folder.
+        display: hears of the progress.
+        begin: hears how many training rows there are, before anything is trained.
+
+    Returns:
+        The model with its best weights, and how its run ended.
+
+    Raises:
+        LeftOut: the rows do not suffice.
+        ConfigError, CheckpointError, UserError: as ``Trainer.fit``.
+        KeyboardInterrupt: Ctrl-C; the next call goes on.
+    """
+    view = restrict(dataset, part.domains, part.tasks, labelled_rows(dataset, part.domains, part.tasks))
+    begin(len(view.train))
+    for name in PARTS:
+        if not len(getattr(view, name)):
+            raise LeftOut(f"no labelled row in {name}")
+    torch.manual_seed(options.seed)
+    model = make(view.schema)
+    own = options_of_member(options, view.schema.domains, view.schema.tasks)
+    try:
+        trainer = Trainer(model, view, own, out=folder, display=display)
+    except DataError as error:
+        raise LeftOut(str(error)) from error
+    result = trainer.fit(resume="last" if RunFolder(folder).holds_run() else None)
+    if result.ended == "interrupted" or trainer.interrupted:
+        raise KeyboardInterrupt
+    return model, result
 
 
 def _measured(
@@ -164,9 +217,22 @@ def _measured(
     metrics = family_metrics_of(family, dataset, {name: result.metrics for name, result in results.items()}, val, test)
     metrics["missing_members"] = dict(missing)
     run = RunFolder(out)
-    family.save(run.checkpoint(BEST))
-    run.write_metrics(metrics)
-    return FamilyResult("epochs", family, val, test, metrics, missing)
+    kept = _is_written(run, metrics)
+    if not kept:
+        family.save(run.checkpoint(BEST))
+        run.write_metrics(metrics)
+    return FamilyResult("epochs", family, val, test, metrics, missing, kept)
+
+
+def _is_written(run: RunFolder, metrics: Mapping[str, Any]) -> bool:
+    """Whether the folder holds this family, and metrics.json tells of the same training of the same members."""
+    old = run.read_metrics()
+    if old is None or not run.holds(BEST):
+        return False
+    trained = [(of.get("train") or {}).get("seconds") for of in (old, metrics)]
+    return trained[0] == trained[1] and all(
+        list(old.get(name) or ()) == list(metrics[name]) for name in ("members", "missing_members")
+    )
 
 
 def _first(missing: Mapping[str, str]) -> str:

@@ -192,6 +192,11 @@ class Trainer:
             return steps // options.outer_every
         return options.epochs if options.bilevel == "published" else 0
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C or SIGTERM came during the training, even if it was done by then and has another end."""
+        return self._interrupt.requested
+
     # The run ----------------------------------------------------------------------------------
 
     def fit(self, resume: str | os.PathLike[str] | None = None) -> Result:

@@ -13,6 +13,7 @@ the pair weight w_dt m_dt / n_dt: the sum over the batches is the loss of one la
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -85,17 +86,38 @@ def parse_pair_weights(text: str, domains: Sequence[str], tasks: Sequence[str]) 
     """
     weights = torch.ones(len(domains), len(tasks))
     for entry in text.split(","):
-        name, equals, number = entry.strip().rpartition("=")
-        domain, slash, task = name.rpartition("/")
-        rows = [d for d, known in enumerate(domains) if not slash or known == domain]
-        columns = [t for t, known in enumerate(tasks) if task in ("*", known)]
-        if not equals or not rows or not columns:
+        number = entry.strip().rpartition("=")[2]
+        rows, columns = _pairs_of(entry, domains, tasks)
+        if not rows or not columns:
             raise ConfigError(
                 f"pair_weights: {entry.strip()!r} names no pair; write TASK=W, DOMAIN/TASK=W or DOMAIN/*=W with "
                 f"domains {', '.join(domains[:8])} and tasks {', '.join(tasks)}"
             )
         weights[torch.tensor(rows)[:, None], torch.tensor(columns)] = _weight(entry, number)
     return weights
+
+
+def options_of_member(options: TrainOptions, domains: Sequence[str], tasks: Sequence[str]) -> TrainOptions:
+    """The options of a model of some of the pairs: those weights that are of its domains and tasks.
+
+    A model of a single pair has nothing to weigh, whatever ``loss_weighting`` is.
+    """
+    if len(domains) == len(tasks) == 1:
+        return dataclasses.replace(options, loss_weighting="sum", pair_weights=None)
+    if options.pair_weights is None:
+        return options
+    own = [entry for entry in options.pair_weights.split(",") if all(_pairs_of(entry, domains, tasks))]
+    if not own:
+        return dataclasses.replace(options, loss_weighting="sum", pair_weights=None)
+    return dataclasses.replace(options, pair_weights=",".join(own))
+
+
+def _pairs_of(entry: str, domains: Sequence[str], tasks: Sequence[str]) -> tuple[list[int], list[int]]:
+    """The domains and tasks that an entry names; a part that names none, or no entry at all, has an empty list."""
+    name, equals, _ = entry.strip().rpartition("=")
+    domain, slash, task = name.rpartition("/")
+    rows = [d for d, known in enumerate(domains) if equals and (not slash or known == domain)]
+    return rows, [t for t, known in enumerate(tasks) if task in ("*", known)]
 
 
 def _weight(entry: str, text: str) -> float:
