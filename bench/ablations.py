@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from bench import command, document
+from bench.seeds import aucs_by_seed
 from m3oe_fast import cli
 from m3oe_fast.data import Dataset
-from m3oe_fast.errors import DataError
 from m3oe_fast.models import MODELS
 from m3oe_fast.models.options import ModelOptions
 from m3oe_fast.training import Trainer, TrainOptions
@@ -77,9 +77,7 @@ def compared(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, 
     Raises:
         DataError: a test AUC is undefined.
     """
-    if any(run["test_auc"] is None for found in runs.values() for run in found):
-        raise DataError("the test rows leave an AUC undefined: every pair needs both labels")
-    aucs = {name: [run["test_auc"] for run in found] for name, found in runs.items()}
+    aucs = aucs_by_seed(runs)
     rows = []
     for name, found in runs.items():
         differences = [own - full for own, full in zip(aucs[name], aucs[FULL], strict=True)]

@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from bench import command, document, epoch
+from bench.seeds import aucs_by_seed
 from m3oe_fast import cli
 from m3oe_fast.data import Dataset
-from m3oe_fast.errors import DataError
 from m3oe_fast.training import TrainOptions
 from m3oe_fast.training.options import Bilevel
 
@@ -66,9 +66,7 @@ def compared(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, 
     Raises:
         DataError: a test AUC is undefined.
     """
-    if any(run["test_auc"] is None for found in runs.values() for run in found):
-        raise DataError("the test rows leave an AUC undefined: every pair needs both labels")
-    aucs = {mode: [run["test_auc"] for run in found] for mode, found in runs.items()}
+    aucs = aucs_by_seed(runs)
     return [
         {
             "mode": mode,

@@ -105,9 +105,11 @@ def make(name: str, point: Point, seed: int) -> AnyModel:
     """The model of a point; mlp as the family of its members."""
     config = config_of(name, point)
     if name != "mlp":
-        return models.make(config, seed)
+        return workload.make_model(config, seed=seed)
     members = [
-        Member((d,), (t,), models.make(config, seed + d * point.T + t)) for d in range(point.D) for t in range(point.T)
+        Member((d,), (t,), workload.make_model(config, seed=seed + d * point.T + t))
+        for d in range(point.D)
+        for t in range(point.T)
     ]
     return Family("single", members, point.D, point.T)
 

@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """
     measured = []
     for name in options.models:
-        model = make(config_of(name), options.seed)
+        model = workload.make_model(config_of(name), seed=options.seed)
         command.say(f"{name}: checking")
         check(model, workload.make_batch(PUBLISHED, GATE_ROWS, options.seed))
         batch = workload.make_batch(PUBLISHED, options.batch, options.seed)
@@ -98,19 +98,6 @@ def config_of(name: str, **changed: Any) -> ModelConfig:
     """The default sizes of a kind of model over the fields of MovieLens-1M, D = 3, T = 2."""
     data = {"vocab_sizes": PUBLISHED.vocab_sizes, "num_dense": 1, "num_domains": 3, "num_tasks": 2}
     return MODELS[name].config_type(**(data | changed))
-
-
-def make(config: ModelConfig, seed: int, backend: str = "auto") -> RankingModel:
-    """A model moved away from its first values, as `workload.make_model`."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = MODELS[config.name](config, backend=backend)
-        with torch.no_grad():
-            nn.init.normal_(model.embedding, 0.0, 0.3)
-            for name, parameter in model.named_parameters():
-                if "weight" not in name and name != "embedding":
-                    parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    return model
 
 
 def ways(model: RankingModel) -> list[Way]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench import command, document, epoch
@@ -42,15 +43,25 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def aucs_by_seed(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[float]]:
+    """The mean test AUC of every run, in the order of its seed.
+
+    Raises:
+        DataError: one is undefined.
+    """
+    aucs = {name: [run["test_auc"] for run in found] for name, found in runs.items()}
+    if any(None in found for found in aucs.values()):
+        raise DataError("the test rows leave an AUC undefined: every pair needs both labels")
+    return aucs
+
+
 def compared(runs: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Mean and sample standard deviation per precision, and how they lie against fp32.
 
     Raises:
         DataError: a test AUC is undefined.
     """
-    aucs = {precision: [run["test_auc"] for run in found] for precision, found in runs.items()}
-    if any(None in found for found in aucs.values()):
-        raise DataError("the test rows leave an AUC undefined: every pair needs both labels")
+    aucs = aucs_by_seed(runs)
     mean, spread = statistics.mean(aucs["fp32"]), statistics.stdev(aucs["fp32"])
     return [
         {

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from m3oe_fast import M3oE, M3oEConfig, folded
+from m3oe_fast.config import ModelConfig
+from m3oe_fast.model import RankingModel
+from m3oe_fast.models import MODELS
 
 # MovieLens-1M: rows per domain (by age), positive rates of rating > 3 and rating > 4.
 DOMAIN_ROWS = (210_747, 395_556, 393_906)
@@ -76,13 +79,13 @@ def make_batch(
     )
 
 
-def make_model(config: M3oEConfig, backend: str = "auto", seed: int = 0) -> M3oE:
-    """A model moved away from its initialisation: embeddings of 1e-4 and gains of one would hide
+def make_model(config: ModelConfig, backend: str = "auto", seed: int = 0) -> RankingModel:
+    """A model of any kind moved away from its initialisation: embeddings of 1e-4 and gains of one would hide
     errors from the gate.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = M3oE(config, backend=backend)
+        model = MODELS[config.name](config, backend=backend)
         with torch.no_grad():
             nn.init.normal_(model.embedding, 0.0, 0.3)
             for name, parameter in model.named_parameters():
